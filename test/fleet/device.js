@@ -71,7 +71,9 @@ class Device {
 		this.name = name;
 		this.fleet = fleet;
 		this.online = false;
-		this.ready = true;			/* gives credit; used by the router only */
+		this.ready = true;			/* gives credit; this and the next two: router only */
+		this.unsettled = new Set();	/* deliveries it has and has not settled */
+		this.waiting = [];			/* deliveries it has no credit for */
 		this.seen = new Set();		/* ids, when remember_ids is on */
 	}
 

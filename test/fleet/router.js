@@ -10,7 +10,8 @@
  *   stays when it has left again, and what is then sent is RELEASED;
  * - replies go to whoever has a receiver on the reply address; nobody there:
  *   the device's reply is RELEASED (kept, if the behaviour says `resend`);
- * - a consumer that goes away with unsettled replies: MODIFIED to the device.
+ * - a consumer, device or peer, that goes away with unsettled messages: MODIFIED
+ *   with delivery-failed to their sender.
  *
  * Nothing here expires a message.
  */
@@ -197,19 +198,25 @@ class Router {
 			return;
 		}
 		const via = this.via(device, delivery, receiver);
-		const hand_over = () => device.receive(message, receiver.address || 'anonymous', via);
+		const hand_over = () => {
+			device.unsettled.add(delivery);
+			device.receive(message, receiver.address || 'anonymous', via);
+		};
 
 		if (device.ready)
 			hand_over();
 		else {
 			this.fleet.ledger.event('waiting', { device: name });
-			(device.waiting = device.waiting || []).push(hand_over);
+			device.waiting.push({ hand_over, delivery });
 		}
 	}
 
 	via(device, delivery, receiver) {
 		return {
-			settle: (b) => settle(delivery, b),
+			settle: (b) => {
+				if (device.unsettled.delete(delivery))
+					settle(delivery, b);
+			},
 			reply: (message, info) => this.reply(message, info),
 			break: (what, gently) => {
 				break_off(what, gently, receiver);
@@ -220,14 +227,26 @@ class Router {
 		};
 	}
 
-	/* A device became online or ready: credit on its links, and what waited for it. */
+	/*
+	 * A device came or became ready: credit on its links, and what waited for it.
+	 * One that left: what it held is MODIFIED, what it never got is RELEASED.
+	 */
 	device_changed(device) {
+		if (!device.online) {
+			for (const delivery of device.unsettled)
+				settle(delivery, { outcome: 'modified', delivery_failed: true });
+			for (const { delivery } of device.waiting)
+				delivery.release();
+			device.unsettled.clear();
+			device.waiting = [];
+			return;
+		}
 		this.top_up_all();
-		if (device.online && device.ready) {
-			const waiting = device.waiting || [];
+		if (device.ready) {
+			const { waiting } = device;
 
 			device.waiting = [];
-			for (const hand_over of waiting)
+			for (const { hand_over } of waiting)
 				hand_over();
 		}
 	}

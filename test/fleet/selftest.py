@@ -44,7 +44,7 @@ class Fleet:
         self.process = subprocess.Popen(
             ['node', os.path.join(HERE, 'fleet.js'), mode, '--until-eof', '--ledger', self.ledger_path,
              '--events', self.events_path, '--config', json.dumps(config), *args],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=env)
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env=env)
         self.ready = self._line()
         self.port = self.ready['port']
 
@@ -472,6 +472,21 @@ def device_without_credit_gives_no_outcome_and_ttl_is_not_acted_on():
         assert peer.outcome(d) == Delivery.ACCEPTED
         line, = fleet.ledger()
         assert line['at'] > line['deadline'], 'delivered late'
+
+
+@test
+def device_leaves_with_unsettled_commands():
+    with Fleet(behaviour='hold') as fleet:
+        peer = Peer(fleet.port)
+        held = peer.send()
+        peer.until(lambda: fleet.ledger(), 'ledger line')
+        fleet.control(unready=['d1'])
+        waiting = peer.send()
+        peer.until(lambda: fleet.events('waiting'), 'waiting')
+        fleet.control(offline=['d1'])
+        assert peer.outcome(held) == Delivery.MODIFIED and held.remote.failed
+        assert peer.outcome(waiting) == Delivery.RELEASED
+        assert len(fleet.ledger()) == 1
 
 
 @test

@@ -1,0 +1,34 @@
+# hybridiot: PGXS. `make`, `make install`, `make installcheck`; everything else is in test/run.
+
+EXTENSION = hybridiot
+EXTVERSION = 0.1.0
+MODULE_big = hybridiot
+DATA_built = $(EXTENSION)--$(EXTVERSION).sql
+
+OBJS = $(patsubst %.c,%.o,$(sort $(wildcard $(srcdir)/src/*/*.c)))
+
+PG_CPPFLAGS = -I$(srcdir)/src
+PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers \
+	-Wno-cast-function-type -Wno-clobbered $(if $(WERROR),-Werror)
+SHLIB_LINK = -lrdkafka -lqpid-proton-core
+EXTRA_CLEAN = $(DATA_built)
+
+# Regression tests: what can be said with transport 'table' and run_pipeline().
+REGRESS = $(sort $(basename $(notdir $(filter-out $(srcdir)/sql/hybridiot.sql,$(wildcard $(srcdir)/sql/*.sql)))))
+REGRESS_OPTS = --inputdir=$(srcdir) --encoding=UTF8 --no-locale --temp-config=$(srcdir)/test/regress.conf
+
+# Found through the Makefile's own place, so that a build outside the tree works.
+srcdir ?= $(patsubst %/,%,$(dir $(firstword $(MAKEFILE_LIST))))
+
+# LLVM bitcode would double the build for a library whose hot loops are its own.
+override with_llvm = no
+
+PG_CONFIG ?= pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
+
+$(EXTENSION)--$(EXTVERSION).sql: sql/hybridiot.sql
+	cp $< $@
+
+# Headers are few and shared: any change rebuilds all.
+$(OBJS): $(wildcard src/*/*.h)

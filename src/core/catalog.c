@@ -1,0 +1,698 @@
+/*
+ * catalog.c
+ *		Pipelines, positions and dead letters as rows: the only file (with its
+ *		catalog_* sisters) that names our own tables.
+ *
+ * Every statement runs as the extension's owner under pg_catalog, written once
+ * with bound parameters and planned once per session. Nothing here decides
+ * who may do what.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/genam.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_type.h"
+#include "commands/extension.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
+#include "utils/jsonb.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "core/catalog.h"
+#include "core/compat.h"
+#include "core/record.h"
+
+Oid
+CatalogExtension(void)
+{
+	return get_extension_oid(HYBRIDIOT_EXTENSION, true);
+}
+
+Oid
+CatalogOwner(void)
+{
+	Relation	rel;
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	Oid			owner = InvalidOid;
+
+	rel = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ,
+				CStringGetDatum(HYBRIDIOT_EXTENSION));
+	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	if (HeapTupleIsValid(tuple))
+		owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
+	systable_endscan(scan);
+	table_close(rel, AccessShareLock);
+
+	if (!OidIsValid(owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("extension \"%s\" is not installed in this database", HYBRIDIOT_EXTENSION),
+				 errhint("Run CREATE EXTENSION hybridiot.")));
+	return owner;
+}
+
+void
+CatalogEnter(CatalogScope *scope)
+{
+	Oid			owner = CatalogOwner();
+
+	GetUserIdAndSecContext(&scope->userid, &scope->sec_context);
+	SetUserIdAndSecContext(owner, scope->sec_context | SECURITY_LOCAL_USERID_CHANGE);
+	scope->nestlevel = NewGUCNestLevel();
+	RestrictSearchPath();
+	if (SPI_connect() != SPI_OK_CONNECT)
+		ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not connect to SPI")));
+	PushActiveSnapshot(GetTransactionSnapshot());
+}
+
+void
+CatalogLeave(CatalogScope *scope)
+{
+	PopActiveSnapshot();
+	SPI_finish();
+	AtEOXact_GUC(false, scope->nestlevel);
+	SetUserIdAndSecContext(scope->userid, scope->sec_context);
+}
+
+uint64
+CatalogExecute(CatalogQuery *query, Datum *values, const char *nulls, long limit)
+{
+	int			rc;
+
+	if (query->plan == NULL)
+	{
+		SPIPlanPtr	plan = SPI_prepare(query->sql, query->nargs, query->argtypes);
+
+		if (plan == NULL || SPI_keepplan(plan) != 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INTERNAL_ERROR),
+					 errmsg("could not prepare a catalog statement: %s",
+							SPI_result_code_string(SPI_result)),
+					 errdetail("Statement: %s", query->sql)));
+		query->plan = plan;
+	}
+
+	/* Each statement sees what the ones before it did. */
+	CommandCounterIncrement();
+	UpdateActiveSnapshotCommandId();
+	rc = SPI_execute_plan(query->plan, values, nulls, false, limit);
+	if (rc < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("catalog statement failed: %s", SPI_result_code_string(rc)),
+				 errdetail("Statement: %s", query->sql)));
+	return SPI_processed;
+}
+
+Datum
+CatalogColumn(uint64 row, int column, bool *isnull)
+{
+	Assert(row < SPI_processed);
+	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column, isnull);
+}
+
+char *
+CatalogString(uint64 row, int column, MemoryContext context)
+{
+	char	   *value = SPI_getvalue(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, column);
+
+	return value ? MemoryContextStrdup(context, value) : NULL;
+}
+
+static int64
+column_int64(uint64 row, int column, int64 fallback)
+{
+	bool		isnull;
+	Datum		value = CatalogColumn(row, column, &isnull);
+
+	return isnull ? fallback : DatumGetInt64(value);
+}
+
+static TimestampTz
+column_time(uint64 row, int column)
+{
+	bool		isnull;
+	Datum		value = CatalogColumn(row, column, &isnull);
+
+	return isnull ? DT_NOBEGIN : DatumGetTimestampTz(value);
+}
+
+/* ---- pipelines ---- */
+
+#define PIPELINE_COLUMNS \
+	"id, name::text, owner, owner_name::text, kind, statement, query, stream::oid, enabled, failure," \
+	" start_at, (EXTRACT(epoch FROM lateness) * 1000000)::bigint, emit, (EXTRACT(epoch FROM idle_timeout) * 1000000)::bigint, batch_rows::bigint," \
+	" (EXTRACT(epoch FROM batch_delay) * 1000000)::bigint, (EXTRACT(epoch FROM checkpoint_interval) * 1000000)::bigint," \
+	" workers::bigint, max_groups::bigint, max_errors::bigint, on_error," \
+	" (EXTRACT(epoch FROM keep_closed) * 1000000)::bigint, notify::text"
+
+static PipelineDefinition *
+pipeline_from_row(uint64 row, MemoryContext context)
+{
+	PipelineDefinition *def = MemoryContextAllocZero(context, sizeof(PipelineDefinition));
+	PipelineOptions *options = &def->options;
+	char	   *text;
+	bool		isnull;
+
+	def->id = DatumGetInt32(CatalogColumn(row, 1, &isnull));
+	def->name = CatalogString(row, 2, context);
+	def->owner = DatumGetObjectId(CatalogColumn(row, 3, &isnull));
+	def->owner_name = CatalogString(row, 4, context);
+	text = CatalogString(row, 5, CurrentMemoryContext);
+	def->kind = strcmp(text, "windowed") == 0 ? PIPELINE_WINDOWED : PIPELINE_PER_BATCH;
+	def->statement = CatalogString(row, 6, context);
+	def->query = CatalogString(row, 7, context);
+	def->stream = DatumGetObjectId(CatalogColumn(row, 8, &isnull));
+	def->enabled = DatumGetBool(CatalogColumn(row, 9, &isnull));
+	def->failure = CatalogString(row, 10, context);
+	options->start_at = CatalogString(row, 11, context);
+	options->lateness_us = column_int64(row, 12, 0);
+	text = CatalogString(row, 13, CurrentMemoryContext);
+	options->emit_changes = strcmp(text, "changes") == 0;
+	options->idle_timeout_us = column_int64(row, 14, 0);
+	options->batch_rows = (int) column_int64(row, 15, 0);
+	options->batch_delay_us = column_int64(row, 16, 0);
+	options->checkpoint_us = column_int64(row, 17, 0);
+	options->workers = (int) column_int64(row, 18, 1);
+	options->max_groups = (int) column_int64(row, 19, 0);
+	options->max_errors = (int) column_int64(row, 20, 0);
+	text = CatalogString(row, 21, CurrentMemoryContext);
+	options->stop_on_error = strcmp(text, "stop") == 0;
+	options->keep_closed_us = column_int64(row, 22, 0);
+	options->notify = CatalogString(row, 23, context);
+	return def;
+}
+
+PipelineDefinition *
+CatalogReadPipeline(int32 id, MemoryContext context)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT " PIPELINE_COLUMNS " FROM hybridiot.pipeline_definition WHERE id = $1",
+		.nargs = 1,.argtypes = {INT4OID}
+	};
+	CatalogScope scope;
+	PipelineDefinition *def = NULL;
+	Datum		values[] = {Int32GetDatum(id)};
+
+	CatalogEnter(&scope);
+	if (CatalogExecute(&query, values, NULL, 1) == 1)
+		def = pipeline_from_row(0, context);
+	CatalogLeave(&scope);
+	return def;
+}
+
+PipelineDefinition *
+CatalogReadPipelineByName(const char *name, bool lock, MemoryContext context)
+{
+	static CatalogQuery read = {
+		.sql = "SELECT " PIPELINE_COLUMNS " FROM hybridiot.pipeline_definition WHERE name = $1",
+		.nargs = 1,.argtypes = {NAMEOID}
+	};
+	static CatalogQuery read_locked = {
+		.sql = "SELECT " PIPELINE_COLUMNS " FROM hybridiot.pipeline_definition WHERE name = $1 FOR NO KEY UPDATE",
+		.nargs = 1,.argtypes = {NAMEOID}
+	};
+	CatalogScope scope;
+	PipelineDefinition *def = NULL;
+	NameData	key;
+	Datum		values[1];
+
+	namestrcpy(&key, name);
+	values[0] = NameGetDatum(&key);
+	CatalogEnter(&scope);
+	if (CatalogExecute(lock ? &read_locked : &read, values, NULL, 1) == 1)
+		def = pipeline_from_row(0, context);
+	CatalogLeave(&scope);
+	return def;
+}
+
+/* Values of the columns that create and alter write, in the order of both statements. */
+static int
+pipeline_values(const PipelineDefinition *def, NameData *names, Datum *values, char *nulls)
+{
+	const PipelineOptions *options = &def->options;
+	int			n = 0;
+
+	namestrcpy(&names[0], def->name);
+	namestrcpy(&names[1], def->owner_name);
+	values[n++] = NameGetDatum(&names[0]);
+	values[n++] = ObjectIdGetDatum(def->owner);
+	values[n++] = NameGetDatum(&names[1]);
+	values[n++] = CStringGetTextDatum(def->kind == PIPELINE_WINDOWED ? "windowed" : "per batch");
+	values[n++] = CStringGetTextDatum(def->statement);
+	values[n++] = CStringGetTextDatum(def->query);
+	values[n++] = ObjectIdGetDatum(def->stream);
+	values[n++] = BoolGetDatum(def->enabled);
+	values[n++] = CStringGetTextDatum(options->start_at);
+	values[n++] = Int64GetDatum(options->lateness_us);
+	values[n++] = CStringGetTextDatum(options->emit_changes ? "changes" : "final");
+	values[n++] = Int64GetDatum(options->idle_timeout_us);
+	values[n++] = Int32GetDatum(options->batch_rows);
+	values[n++] = Int64GetDatum(options->batch_delay_us);
+	values[n++] = Int64GetDatum(options->checkpoint_us);
+	values[n++] = Int32GetDatum(options->workers);
+	values[n++] = Int32GetDatum(options->max_groups);
+	values[n++] = Int32GetDatum(options->max_errors);
+	values[n++] = CStringGetTextDatum(options->stop_on_error ? "stop" : "dead_letter");
+	values[n++] = Int64GetDatum(options->keep_closed_us);
+	memset(nulls, ' ', n + 1);
+	nulls[n + 1] = '\0';
+	if (options->notify)
+	{
+		namestrcpy(&names[2], options->notify);
+		values[n] = NameGetDatum(&names[2]);
+	}
+	else
+		nulls[n] = 'n';
+	return n + 1;
+}
+
+#define PIPELINE_ARGTYPES \
+	NAMEOID, OIDOID, NAMEOID, TEXTOID, TEXTOID, TEXTOID, OIDOID, BOOLOID, TEXTOID, INT8OID, \
+	TEXTOID, INT8OID, INT4OID, INT8OID, INT8OID, INT4OID, INT4OID, INT4OID, TEXTOID, INT8OID, NAMEOID
+
+#define US(n) "pg_catalog.make_interval(secs => " n "::float8 / 1000000)"
+
+void
+CatalogInsertPipeline(PipelineDefinition *def)
+{
+	static CatalogQuery query = {
+		.sql = "INSERT INTO hybridiot.pipeline_definition (name, owner, owner_name, kind, statement, query, stream,"
+		" enabled, start_at, lateness, emit, idle_timeout, batch_rows, batch_delay, checkpoint_interval,"
+		" workers, max_groups, max_errors, on_error, keep_closed, notify)"
+		" VALUES ($1, $2, $3, $4, $5, $6, $7::regclass, $8, $9, " US("$10") ", $11, " US("$12") ", $13, " US("$14") ", " US("$15") ","
+		" $16, $17, $18, $19, " US("$20") ", $21) ON CONFLICT (name) DO NOTHING RETURNING id",
+		.nargs = 21,.argtypes = {PIPELINE_ARGTYPES}
+	};
+	CatalogScope scope;
+	Datum		values[24];
+	char		nulls[25];
+	NameData	names[3];
+	bool		isnull;
+
+	pipeline_values(def, names, values, nulls);
+	CatalogEnter(&scope);
+	if (CatalogExecute(&query, values, nulls, 0) == 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_DUPLICATE_OBJECT),
+				 errmsg("pipeline \"%s\" already exists", def->name)));
+	def->id = DatumGetInt32(CatalogColumn(0, 1, &isnull));
+	CatalogLeave(&scope);
+}
+
+void
+CatalogUpdatePipeline(PipelineDefinition *def)
+{
+	static CatalogQuery query = {
+		.sql = "UPDATE hybridiot.pipeline_definition SET name = $1, owner = $2, owner_name = $3, kind = $4,"
+		" statement = $5, query = $6, stream = $7::regclass, enabled = $8, start_at = $9, lateness = " US("$10") ", emit = $11,"
+		" idle_timeout = " US("$12") ", batch_rows = $13, batch_delay = " US("$14") ", checkpoint_interval = " US("$15") ","
+		" workers = $16, max_groups = $17, max_errors = $18, on_error = $19, keep_closed = " US("$20") ","
+		" notify = $21, failure = NULL WHERE id = $22",
+		.nargs = 22,.argtypes = {PIPELINE_ARGTYPES, INT4OID}
+	};
+	CatalogScope scope;
+	Datum		values[24];
+	char		nulls[25];
+	NameData	names[3];
+	int			n = pipeline_values(def, names, values, nulls);
+
+	values[n] = Int32GetDatum(def->id);
+	nulls[n] = ' ';
+	nulls[n + 1] = '\0';
+	CatalogEnter(&scope);
+	CatalogExecute(&query, values, nulls, 0);
+	CatalogLeave(&scope);
+}
+
+uint64
+CatalogDeletePipeline(int32 id)
+{
+	static CatalogQuery letters = {
+		.sql = "DELETE FROM hybridiot.dead_letter_record WHERE pipeline = $1",
+		.nargs = 1,.argtypes = {INT4OID}
+	};
+	static CatalogQuery definition = {
+		.sql = "DELETE FROM hybridiot.pipeline_definition WHERE id = $1",
+		.nargs = 1,.argtypes = {INT4OID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {Int32GetDatum(id)};
+	uint64		nletters;
+
+	/* Positions, progress and groups go by their foreign keys. */
+	CatalogEnter(&scope);
+	nletters = CatalogExecute(&letters, values, NULL, 0);
+	CatalogExecute(&definition, values, NULL, 0);
+	CatalogLeave(&scope);
+	return nletters;
+}
+
+void
+CatalogSetEnabled(int32 id, bool enabled)
+{
+	static CatalogQuery query = {
+		.sql = "UPDATE hybridiot.pipeline_definition SET enabled = $2, failure = NULL WHERE id = $1",
+		.nargs = 2,.argtypes = {INT4OID, BOOLOID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {Int32GetDatum(id), BoolGetDatum(enabled)};
+
+	CatalogEnter(&scope);
+	CatalogExecute(&query, values, NULL, 0);
+	CatalogLeave(&scope);
+}
+
+void
+CatalogSetFailure(int32 id, const char *reason)
+{
+	static CatalogQuery query = {
+		.sql = "UPDATE hybridiot.pipeline_definition SET failure = $2 WHERE id = $1",
+		.nargs = 2,.argtypes = {INT4OID, TEXTOID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {Int32GetDatum(id), CStringGetTextDatum(reason)};
+
+	CatalogEnter(&scope);
+	CatalogExecute(&query, values, NULL, 0);
+	CatalogLeave(&scope);
+}
+
+int32 *
+CatalogEnabledPipelines(MemoryContext context, char ***names, int *n)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT id, name::text FROM hybridiot.pipeline_definition"
+		" WHERE enabled AND failure IS NULL ORDER BY id"
+	};
+	CatalogScope scope;
+	int32	   *ids;
+
+	CatalogEnter(&scope);
+	*n = (int) CatalogExecute(&query, NULL, NULL, 0);
+	ids = MemoryContextAlloc(context, sizeof(int32) * (*n + 1));
+	*names = MemoryContextAlloc(context, sizeof(char *) * (*n + 1));
+	for (int i = 0; i < *n; i++)
+	{
+		bool		isnull;
+
+		ids[i] = DatumGetInt32(CatalogColumn(i, 1, &isnull));
+		(*names)[i] = CatalogString(i, 2, context);
+	}
+	CatalogLeave(&scope);
+	return ids;
+}
+
+int32 *
+CatalogVisiblePipelines(Oid role, MemoryContext context, int *n)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT id FROM hybridiot.pipeline_definition"
+		" WHERE pg_catalog.pg_has_role($1, owner, 'MEMBER') ORDER BY id",
+		.nargs = 1,.argtypes = {OIDOID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {ObjectIdGetDatum(role)};
+	int32	   *ids;
+
+	CatalogEnter(&scope);
+	*n = (int) CatalogExecute(&query, values, NULL, 0);
+	ids = MemoryContextAlloc(context, sizeof(int32) * (*n + 1));
+	for (int i = 0; i < *n; i++)
+	{
+		bool		isnull;
+
+		ids[i] = DatumGetInt32(CatalogColumn(i, 1, &isnull));
+	}
+	CatalogLeave(&scope);
+	return ids;
+}
+
+bool
+CatalogHasAmqpServer(void)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT 1 FROM pg_catalog.pg_foreign_server s JOIN pg_catalog.pg_foreign_data_wrapper w"
+		" ON w.oid = s.srvfdw WHERE w.fdwname = 'hybridiot_amqp' LIMIT 1"
+	};
+	CatalogScope scope;
+	bool		found;
+
+	CatalogEnter(&scope);
+	found = CatalogExecute(&query, NULL, NULL, 1) > 0;
+	CatalogLeave(&scope);
+	return found;
+}
+
+/* ---- positions ---- */
+
+PositionRow *
+CatalogReadPositions(int32 id, MemoryContext context, int *n)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT topic, partition, next_offset, end_offset, stream_time, last_record_at, idle"
+		" FROM hybridiot.pipeline_position WHERE pipeline = $1 ORDER BY topic, partition",
+		.nargs = 1,.argtypes = {INT4OID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {Int32GetDatum(id)};
+	PositionRow *rows;
+
+	CatalogEnter(&scope);
+	*n = (int) CatalogExecute(&query, values, NULL, 0);
+	rows = MemoryContextAllocZero(context, sizeof(PositionRow) * (*n + 1));
+	for (int i = 0; i < *n; i++)
+	{
+		bool		isnull;
+
+		rows[i].topic = CatalogString(i, 1, context);
+		rows[i].partition = DatumGetInt32(CatalogColumn(i, 2, &isnull));
+		rows[i].next_offset = column_int64(i, 3, 0);
+		rows[i].end_offset = column_int64(i, 4, -1);
+		rows[i].stream_time = column_time(i, 5);
+		rows[i].last_record_at = column_time(i, 6);
+		rows[i].idle = DatumGetBool(CatalogColumn(i, 7, &isnull));
+	}
+	CatalogLeave(&scope);
+	return rows;
+}
+
+void
+CatalogDeletePositions(int32 id)
+{
+	static CatalogQuery positions = {
+		.sql = "DELETE FROM hybridiot.pipeline_position WHERE pipeline = $1",
+		.nargs = 1,.argtypes = {INT4OID}
+	};
+	static CatalogQuery progress = {
+		.sql = "DELETE FROM hybridiot.pipeline_progress WHERE pipeline = $1",
+		.nargs = 1,.argtypes = {INT4OID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {Int32GetDatum(id)};
+
+	CatalogEnter(&scope);
+	CatalogExecute(&positions, values, NULL, 0);
+	CatalogExecute(&progress, values, NULL, 0);
+	CatalogLeave(&scope);
+}
+
+static void
+set_nullable(Datum *values, char *nulls, int place, Datum value, bool isnull)
+{
+	values[place] = value;
+	nulls[place] = isnull ? 'n' : ' ';
+}
+
+bool
+CatalogMovePositions(int32 id, Oid stream, const PositionMove *moves, int n)
+{
+	static CatalogQuery update = {
+		.sql = "UPDATE hybridiot.pipeline_position SET next_offset = $5, end_offset = $6, stream_time = $7,"
+		" last_record_at = $8, idle = $9"
+		" WHERE pipeline = $1 AND topic = $2 AND partition = $3 AND next_offset = $4",
+		.nargs = 9,.argtypes = {INT4OID, TEXTOID, INT4OID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID}
+	};
+	static CatalogQuery insert = {
+		.sql = "INSERT INTO hybridiot.pipeline_position (pipeline, topic, partition, next_offset, end_offset,"
+		" stream_time, last_record_at, idle, stream)"
+		" VALUES ($1, $2, $3, $5, $6, $7, $8, $9, $4::regclass) ON CONFLICT DO NOTHING",
+		.nargs = 9,.argtypes = {INT4OID, TEXTOID, INT4OID, OIDOID, INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID}
+	};
+	CatalogScope scope;
+	bool		all = true;
+
+	CatalogEnter(&scope);
+	for (int i = 0; i < n && all; i++)
+	{
+		const PositionRow *row = &moves[i].row;
+		bool		fresh = moves[i].old_offset < 0;
+		Datum		values[9];
+		char		nulls[10] = "         ";
+
+		values[0] = Int32GetDatum(id);
+		values[1] = CStringGetTextDatum(row->topic);
+		values[2] = Int32GetDatum(row->partition);
+		values[3] = fresh ? ObjectIdGetDatum(stream) : Int64GetDatum(moves[i].old_offset);
+		values[4] = Int64GetDatum(row->next_offset);
+		set_nullable(values, nulls, 5, Int64GetDatum(row->end_offset), row->end_offset < 0);
+		set_nullable(values, nulls, 6, TimestampTzGetDatum(row->stream_time),
+					 row->stream_time == DT_NOBEGIN);
+		set_nullable(values, nulls, 7, TimestampTzGetDatum(row->last_record_at),
+					 row->last_record_at == DT_NOBEGIN);
+		values[8] = BoolGetDatum(row->idle);
+		all = CatalogExecute(fresh ? &insert : &update, values, nulls, 0) == 1;
+	}
+	CatalogLeave(&scope);
+	return all;
+}
+
+/* ---- event time of windowed pipelines ---- */
+
+void
+CatalogReadProgress(int32 id, TimestampTz *watermark, TimestampTz *closed_before)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT watermark, closed_before FROM hybridiot.pipeline_progress WHERE pipeline = $1",
+		.nargs = 1,.argtypes = {INT4OID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {Int32GetDatum(id)};
+
+	*watermark = *closed_before = DT_NOBEGIN;
+	CatalogEnter(&scope);
+	if (CatalogExecute(&query, values, NULL, 1) == 1)
+	{
+		*watermark = column_time(0, 1);
+		*closed_before = column_time(0, 2);
+	}
+	CatalogLeave(&scope);
+}
+
+void
+CatalogWriteProgress(int32 id, TimestampTz watermark, TimestampTz closed_before)
+{
+	static CatalogQuery query = {
+		.sql = "INSERT INTO hybridiot.pipeline_progress AS p (pipeline, watermark, closed_before) VALUES ($1, $2, $3)"
+		" ON CONFLICT (pipeline) DO UPDATE SET watermark = excluded.watermark, closed_before = excluded.closed_before",
+		.nargs = 3,.argtypes = {INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID}
+	};
+	CatalogScope scope;
+	Datum		values[3] = {Int32GetDatum(id)};
+	char		nulls[4] = "   ";
+
+	set_nullable(values, nulls, 1, TimestampTzGetDatum(watermark), watermark == DT_NOBEGIN);
+	set_nullable(values, nulls, 2, TimestampTzGetDatum(closed_before), closed_before == DT_NOBEGIN);
+	CatalogEnter(&scope);
+	CatalogExecute(&query, values, nulls, 0);
+	CatalogLeave(&scope);
+}
+
+/* ---- dead letters ---- */
+
+static const char *
+reason_name(DeadReason reason)
+{
+	switch (reason)
+	{
+		case DEAD_UNDECODABLE:
+			return "undecodable";
+		case DEAD_REJECTED:
+			return "rejected";
+		case DEAD_LATE:
+			return "late";
+		case DEAD_FUTURE:
+			return "future";
+	}
+	pg_unreachable();
+}
+
+static Datum
+bytes_datum(const char *bytes, int32 len)
+{
+	bytea	   *result = palloc(VARHDRSZ + len);
+
+	SET_VARSIZE(result, VARHDRSZ + len);
+	memcpy(VARDATA(result), bytes, len);
+	return PointerGetDatum(result);
+}
+
+void
+CatalogWriteDeadLetters(int32 id, Oid stream, const DeadLetter *letters, int n)
+{
+	static CatalogQuery query = {
+		.sql = "INSERT INTO hybridiot.dead_letter_record (pipeline, stream, topic, partition, \"offset\", \"timestamp\","
+		" key, value, headers, reason, cause, during, watermark, group_keys, sqlstate, message)"
+		" VALUES ($1, $2::regclass, $3, $4, $5, $6, $7, $8, $9, $10, $11,"
+		" CASE WHEN $12 IS NOT NULL THEN pg_catalog.tstzrange($12, $13) END, $14, $15, $16, $17)",
+		.nargs = 17,.argtypes = {INT4OID, OIDOID, TEXTOID, INT4OID, INT8OID, TIMESTAMPTZOID, BYTEAOID, BYTEAOID, JSONBOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, JSONBOID, TEXTOID, TEXTOID}
+	};
+	CatalogScope scope;
+	MemoryContext row_context;
+	MemoryContext old;
+
+	if (n == 0)
+		return;
+	CatalogEnter(&scope);
+	row_context = AllocSetContextCreate(CurrentMemoryContext, "dead letter", ALLOCSET_DEFAULT_SIZES);
+	for (int i = 0; i < n; i++)
+	{
+		const DeadLetter *letter = &letters[i];
+		const Record *record = letter->record;
+		Datum		values[17] = {0};
+		char		nulls[18];
+
+		memset(nulls, 'n', 17);
+		nulls[17] = '\0';
+		old = MemoryContextSwitchTo(row_context);
+		set_nullable(values, nulls, 0, Int32GetDatum(id), false);
+		set_nullable(values, nulls, 1, ObjectIdGetDatum(stream), false);
+		if (letter->topic)
+			set_nullable(values, nulls, 2, CStringGetTextDatum(letter->topic), false);
+		if (record)
+		{
+			set_nullable(values, nulls, 3, Int32GetDatum(record->partition), false);
+			set_nullable(values, nulls, 4, Int64GetDatum(record->offset), false);
+			set_nullable(values, nulls, 5, TimestampTzGetDatum(record->timestamp),
+						 record->timestamp == DT_NOBEGIN);
+			if (record->key_len >= 0)
+				set_nullable(values, nulls, 6, bytes_datum(record->key, record->key_len), false);
+			if (record->value_len >= 0)
+				set_nullable(values, nulls, 7, bytes_datum(record->value, record->value_len), false);
+			if (record->nheaders > 0)
+				set_nullable(values, nulls, 8, HeadersToJsonb(record), false);
+		}
+		set_nullable(values, nulls, 9, CStringGetTextDatum(reason_name(letter->reason)), false);
+		if (letter->cause)
+			set_nullable(values, nulls, 10, CStringGetTextDatum(letter->cause), false);
+		if (letter->window_start != DT_NOBEGIN)
+		{
+			set_nullable(values, nulls, 11, TimestampTzGetDatum(letter->window_start), false);
+			set_nullable(values, nulls, 12, TimestampTzGetDatum(letter->window_end), false);
+		}
+		set_nullable(values, nulls, 13, TimestampTzGetDatum(letter->watermark),
+					 letter->watermark == DT_NOBEGIN);
+		set_nullable(values, nulls, 14, letter->group_keys, letter->group_keys == (Datum) 0);
+		if (letter->sqlstate != 0)
+			set_nullable(values, nulls, 15,
+						 CStringGetTextDatum(unpack_sql_state(letter->sqlstate)), false);
+		if (letter->message)
+			set_nullable(values, nulls, 16, CStringGetTextDatum(letter->message), false);
+		MemoryContextSwitchTo(old);
+		CatalogExecute(&query, values, nulls, 0);
+		MemoryContextReset(row_context);
+	}
+	CatalogLeave(&scope);
+}

@@ -1,0 +1,158 @@
+/*
+ * catalog.h
+ *		Access to the extension's own tables.
+ *
+ * Only catalog*.c name those tables. Every access runs as the extension's
+ * owner with search_path pg_catalog, so that neither the caller's rights nor
+ * his path matter; who may do what is checked by the caller before.
+ */
+#ifndef HYBRIDIOT_CATALOG_H
+#define HYBRIDIOT_CATALOG_H
+
+#include "executor/spi.h"
+
+#include "core/hybridiot.h"
+
+/* Who we were before CatalogEnter(). */
+typedef struct CatalogScope
+{
+	Oid			userid;
+	int			sec_context;
+	int			nestlevel;
+} CatalogScope;
+
+/* OID of the extension; InvalidOid if it is not there. */
+extern Oid	CatalogExtension(void);
+/* Owner of the extension; ereport 55000 if the extension is not there. */
+extern Oid	CatalogOwner(void);
+
+/*
+ * Become the extension's owner and connect to SPI; needs a transaction and an
+ * active snapshot is pushed. On an error the (sub)transaction's abort undoes it all.
+ */
+extern void CatalogEnter(CatalogScope *scope);
+extern void CatalogLeave(CatalogScope *scope);
+
+#define CATALOG_MAX_ARGS 40
+
+/* A statement on our tables: written once, planned once per session. */
+typedef struct CatalogQuery
+{
+	const char *sql;
+	int			nargs;
+	Oid			argtypes[CATALOG_MAX_ARGS];
+	SPIPlanPtr	plan;			/* NULL until first used */
+} CatalogQuery;
+
+/*
+ * Run it inside CatalogEnter()/CatalogLeave(). nulls as in SPI_execute_plan (NULL: none
+ * is null). Returns SPI_processed; rows are in SPI_tuptable. ereport XX000 when SPI says no.
+ */
+extern uint64 CatalogExecute(CatalogQuery *query, Datum *values, const char *nulls, long limit);
+
+/* Column of the current SPI_tuptable by 1-based number; by-reference results live in SPI's context. */
+extern Datum CatalogColumn(uint64 row, int column, bool *isnull);
+/* The same as a string copied into context; NULL for null. */
+extern char *CatalogString(uint64 row, int column, MemoryContext context);
+
+/*
+ * A pipeline as it is stored. Strings belong to the context given when it was
+ * read.
+ */
+typedef struct PipelineOptions
+{
+	char	   *start_at;
+	int64		lateness_us;
+	bool		emit_changes;
+	int64		idle_timeout_us;	/* 0: silence never closes a window */
+	int			batch_rows;
+	int64		batch_delay_us;
+	int64		checkpoint_us;
+	int			workers;
+	int			max_groups;
+	int			max_errors;
+	bool		stop_on_error;
+	int64		keep_closed_us;
+	char	   *notify;			/* NULL: none */
+} PipelineOptions;
+
+typedef struct PipelineDefinition
+{
+	int32		id;
+	char	   *name;
+	Oid			owner;
+	char	   *owner_name;
+	PipelineKind kind;
+	char	   *statement;		/* as typed */
+	char	   *query;			/* fully qualified */
+	Oid			stream;			/* the foreign table it reads */
+	bool		enabled;
+	char	   *failure;		/* why it stopped itself; NULL: it did not */
+	PipelineOptions options;
+} PipelineDefinition;
+
+/* One partition's place, as stored. */
+typedef struct PositionRow
+{
+	char	   *topic;
+	int32		partition;
+	int64		next_offset;
+	int64		end_offset;		/* -1: not known */
+	TimestampTz stream_time;	/* DT_NOBEGIN: no record seen */
+	TimestampTz last_record_at; /* clock when the last record was read; DT_NOBEGIN */
+	bool		idle;
+} PositionRow;
+
+/* A position's move, for the compare-and-set. */
+typedef struct PositionMove
+{
+	PositionRow row;			/* what it becomes */
+	int64		old_offset;		/* what it must be now; -1: a new row */
+} PositionMove;
+
+/* A record that is set aside; bytes are copied by nobody, they must live until it is written. */
+typedef struct DeadLetter
+{
+	DeadReason	reason;
+	const char *cause;			/* NULL, "idle", "session order" */
+	const char *topic;			/* NULL: a finished row without record */
+	const Record *record;		/* NULL: likewise */
+	TimestampTz window_start;	/* DT_NOBEGIN: no window */
+	TimestampTz window_end;
+	TimestampTz watermark;		/* DT_NOBEGIN: none */
+	Datum		group_keys;		/* jsonb; 0: none */
+	int			sqlstate;		/* 0: none */
+	const char *message;
+} DeadLetter;
+
+extern PipelineDefinition *CatalogReadPipeline(int32 id, MemoryContext context);	/* NULL if gone */
+/* lock: the row is locked against a second change until the end of the transaction. NULL if there is none. */
+extern PipelineDefinition *CatalogReadPipelineByName(const char *name, bool lock, MemoryContext context);
+/* Sets def->id. 42710 if the name is taken. */
+extern void CatalogInsertPipeline(PipelineDefinition *def);
+extern void CatalogUpdatePipeline(PipelineDefinition *def);
+/* With its positions, dead letters and groups; returns how many dead letters went. */
+extern uint64 CatalogDeletePipeline(int32 id);
+extern void CatalogSetEnabled(int32 id, bool enabled);	/* also clears the failure */
+extern void CatalogSetFailure(int32 id, const char *reason);
+
+extern PositionRow *CatalogReadPositions(int32 id, MemoryContext context, int *n);
+extern void CatalogDeletePositions(int32 id);
+/* Compare-and-set all of them; false if one was not what it must be (nothing is said of the others: abort). */
+extern bool CatalogMovePositions(int32 id, Oid stream, const PositionMove *moves, int n);
+
+extern void CatalogWriteDeadLetters(int32 id, Oid stream, const DeadLetter *letters, int n);
+
+/* Event time of windowed pipelines, in the same transaction as rows and positions. */
+extern void CatalogReadProgress(int32 id, TimestampTz *watermark, TimestampTz *closed_before);
+extern void CatalogWriteProgress(int32 id, TimestampTz watermark, TimestampTz closed_before);
+
+/* Is there any server of the AMQP wrapper in this database? In a transaction. */
+extern bool CatalogHasAmqpServer(void);
+
+/* ids of all pipelines whose owner's rights the role has. */
+extern int32 *CatalogVisiblePipelines(Oid role, MemoryContext context, int *n);
+/* ids of pipelines a manager should have running. */
+extern int32 *CatalogEnabledPipelines(MemoryContext context, char ***names, int *n);
+
+#endif							/* HYBRIDIOT_CATALOG_H */

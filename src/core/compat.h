@@ -1,0 +1,90 @@
+/*
+ * compat.h
+ *		The one place where PostgreSQL's versions differ.
+ *
+ * Macros are named after the newest API; no other file tests PG_VERSION_NUM.
+ * Include after postgres.h.
+ */
+#ifndef HYBRIDIOT_COMPAT_H
+#define HYBRIDIOT_COMPAT_H
+
+#if PG_VERSION_NUM < 150000
+#error "hybridiot needs PostgreSQL 15 or later"
+#endif
+
+#include "common/hashfn.h"
+#include "utils/guc.h"
+
+/* RestrictSearchPath() came with 17: the path that maintenance commands use. */
+#if PG_VERSION_NUM < 170000
+#define RestrictSearchPath() \
+	set_config_option("search_path", "pg_catalog, pg_temp", PGC_USERSET, \
+					  PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false)
+#endif
+
+/* MarkGUCPrefixReserved() came with 15, but WAIT_EVENT names changed in 17. */
+#if PG_VERSION_NUM < 170000
+#define WaitEventExtensionNew(name) PG_WAIT_EXTENSION
+#endif
+
+/* object_ownercheck() and object_aclcheck() came with 16, for all classes. */
+#if PG_VERSION_NUM < 160000
+#include "catalog/pg_database.h"
+#include "catalog/pg_foreign_server.h"
+#include "utils/acl.h"
+static inline bool
+object_ownercheck(Oid classid, Oid objectid, Oid roleid)
+{
+	Assert(classid == DatabaseRelationId || classid == ForeignServerRelationId);
+	return classid == DatabaseRelationId ?
+		pg_database_ownercheck(objectid, roleid) :
+		pg_foreign_server_ownercheck(objectid, roleid);
+}
+
+static inline AclResult
+object_aclcheck(Oid classid, Oid objectid, Oid roleid, AclMode mode)
+{
+	Assert(classid == ForeignServerRelationId || classid == ProcedureRelationId);
+	return classid == ForeignServerRelationId ?
+		pg_foreign_server_aclcheck(objectid, roleid, mode) :
+		pg_proc_aclcheck(objectid, roleid, mode);
+}
+#endif
+
+/* EXPLAIN's header was split in 18. */
+#if PG_VERSION_NUM >= 180000
+#include "commands/explain_format.h"
+#include "commands/explain_state.h"
+#endif
+
+/* PG_MODULE_MAGIC_EXT carries name and version from 18 on. */
+#ifndef PG_MODULE_MAGIC_EXT
+#define PG_MODULE_MAGIC_EXT(...) PG_MODULE_MAGIC
+#endif
+
+/* make_range() reports errors softly from 16 on. */
+#include "utils/rangetypes.h"
+#if PG_VERSION_NUM < 160000
+#define make_range(typcache, lower, upper, empty, escontext) \
+	make_range(typcache, lower, upper, empty)
+#endif
+
+/* flatten_join_alias_vars() takes the planner's state from 16 on; NULL in a parse tree. */
+#include "optimizer/optimizer.h"
+#if PG_VERSION_NUM < 160000
+#define flatten_join_alias_vars(root, query, node) flatten_join_alias_vars(query, node)
+#endif
+
+/* 18 has a range table entry for grouping expressions: put them back in place of its columns. */
+#if PG_VERSION_NUM >= 180000
+#define QueryHasGroupRTE(query) ((query)->hasGroupRTE)
+#define RTEIsGroup(rte) ((rte)->rtekind == RTE_GROUP)
+#define QueryClearGroupRTE(query) ((query)->hasGroupRTE = false)
+#else
+#define QueryHasGroupRTE(query) false
+#define RTEIsGroup(rte) false
+#define QueryClearGroupRTE(query) ((void) 0)
+#define flatten_group_exprs(root, query, node) (node)
+#endif
+
+#endif							/* HYBRIDIOT_COMPAT_H */

@@ -1,0 +1,77 @@
+/*
+ * guc.c
+ *		Every setting.
+ */
+#include "postgres.h"
+
+#include <limits.h>
+
+#include "miscadmin.h"
+#include "utils/guc.h"
+
+#include "core/hybridiot.h"
+
+bool		hybridiot_enabled = true;
+int			hybridiot_max_workers = 32;
+int			hybridiot_call_slots = 128;
+int			hybridiot_max_calls_per_role = 32;
+char	   *hybridiot_command_server = NULL;
+int			hybridiot_max_reply_size = 1024;
+int			hybridiot_max_record_size = 16 * 1024;
+char	   *hybridiot_secret_directory = NULL;
+
+/*
+ * Define all settings. Those that size shared memory exist only when the
+ * library is preloaded: later there is nothing left to size.
+ */
+void
+GucDefine(void)
+{
+	DefineCustomBoolVariable("hybridiot.enabled",
+							 "Runs the workers of this database.",
+							 "Off stops all of them; also by ALTER DATABASE.",
+							 &hybridiot_enabled, true, PGC_SUSET, 0,
+							 NULL, NULL, NULL);
+
+	if (process_shared_preload_libraries_in_progress)
+	{
+		DefineCustomIntVariable("hybridiot.max_workers",
+								"Sets the number of workers of all databases together.",
+								"Each needs one of max_worker_processes too.",
+								&hybridiot_max_workers, 32, 1, 1024,
+								PGC_POSTMASTER, 0, NULL, NULL, NULL);
+		DefineCustomIntVariable("hybridiot.call_slots",
+								"Sets how many synchronous calls may be in flight.",
+								NULL,
+								&hybridiot_call_slots, 128, 1, 8192,
+								PGC_POSTMASTER, 0, NULL, NULL, NULL);
+	}
+
+	DefineCustomIntVariable("hybridiot.max_calls_per_role",
+							"Sets how many synchronous calls of one role may be in flight.",
+							NULL,
+							&hybridiot_max_calls_per_role, 32, 1, 8192,
+							PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomStringVariable("hybridiot.command_server",
+							   "Sets the server that commands go through when none is named.",
+							   NULL,
+							   &hybridiot_command_server, "",
+							   PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("hybridiot.max_reply_size",
+							"Sets the largest reply that is taken from a device.",
+							NULL,
+							&hybridiot_max_reply_size, 1024, 1, 64 * 1024,
+							PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
+	DefineCustomIntVariable("hybridiot.max_record_size",
+							"Sets the largest record that is taken from a topic.",
+							NULL,
+							&hybridiot_max_record_size, 16 * 1024, 1, 512 * 1024,
+							PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
+	DefineCustomStringVariable("hybridiot.secret_directory",
+							   "Sets the directory that password files of roles without superuser must lie in.",
+							   "Empty: only superusers may name files.",
+							   &hybridiot_secret_directory, "",
+							   PGC_SUSET, GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
+
+	MarkGUCPrefixReserved("hybridiot");
+}

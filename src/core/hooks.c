@@ -1,0 +1,153 @@
+/*
+ * hooks.c
+ *		Where PostgreSQL tells us that something changes.
+ *
+ * Two things need telling. Workers of a database must be gone before it, or
+ * the extension in it, is dropped (or it is copied or renamed): they are
+ * ended and kept away until that transaction ends. And workers must hear, at
+ * commit, that servers, mappings, streams or the extension changed.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "catalog/dependency.h"
+#include "catalog/objectaccess.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_database.h"
+#include "catalog/pg_db_role_setting.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_foreign_server.h"
+#include "catalog/pg_foreign_table.h"
+#include "catalog/pg_user_mapping.h"
+#include "commands/dbcommands.h"
+#include "commands/defrem.h"
+#include "miscadmin.h"
+#include "nodes/parsenodes.h"
+#include "tcop/utility.h"
+#include "utils/acl.h"
+#include "utils/lsyscache.h"
+
+#include "core/catalog.h"
+#include "core/compat.h"
+#include "core/hooks.h"
+#include "core/shmem.h"
+
+static object_access_hook_type next_object_access = NULL;
+static ProcessUtility_hook_type next_process_utility = NULL;
+
+/* Hold a database if the caller could do the thing that needs it; the statement itself says so if not. */
+static void
+hold_database(const char *name)
+{
+	Oid			database = get_database_oid(name, true);
+
+	if (OidIsValid(database) &&
+		object_ownercheck(DatabaseRelationId, database, GetUserId()))
+		DatabaseHoldUntilEnd(database);
+}
+
+/* The template that CREATE DATABASE names; NULL: template1, which has no workers. */
+static const char *
+template_of(CreatedbStmt *stmt)
+{
+	ListCell   *lc;
+
+	foreach(lc, stmt->options)
+	{
+		DefElem    *option = lfirst_node(DefElem, lc);
+
+		if (strcmp(option->defname, "template") == 0 && option->arg)
+			return defGetString(option);
+	}
+	return NULL;
+}
+
+static void
+process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
+				ProcessUtilityContext context, ParamListInfo params,
+				QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
+{
+	Node	   *stmt = pstmt->utilityStmt;
+
+	if (Shared != NULL)
+	{
+		switch (nodeTag(stmt))
+		{
+			case T_DropdbStmt:
+				hold_database(((DropdbStmt *) stmt)->dbname);
+				break;
+			case T_CreatedbStmt:
+				{
+					const char *source = template_of((CreatedbStmt *) stmt);
+
+					if (source)
+						hold_database(source);
+					WakeAtCommit(WAKE_LAUNCHER);
+					break;
+				}
+			case T_RenameStmt:
+				if (((RenameStmt *) stmt)->renameType == OBJECT_DATABASE)
+					hold_database(((RenameStmt *) stmt)->subname);
+				break;
+			case T_AlterDatabaseStmt:
+				/* SET TABLESPACE moves the files; connection limits do no harm. */
+				hold_database(((AlterDatabaseStmt *) stmt)->dbname);
+				break;
+			case T_AlterDatabaseSetStmt:
+				/* hybridiot.enabled may have been set: workers start with fresh settings. */
+				hold_database(((AlterDatabaseSetStmt *) stmt)->dbname);
+				WakeAtCommit(WAKE_LAUNCHER | WAKE_RELOAD);
+				break;
+			default:
+				break;
+		}
+	}
+
+	if (next_process_utility)
+		next_process_utility(pstmt, queryString, readOnlyTree, context, params,
+							 queryEnv, dest, qc);
+	else
+		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context, params,
+								queryEnv, dest, qc);
+}
+
+/* Is this relation a foreign table (its own row may be on its way out)? */
+static bool
+is_foreign_table(Oid relid)
+{
+	return get_rel_relkind(relid) == RELKIND_FOREIGN_TABLE;
+}
+
+static void
+object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, void *arg)
+{
+	if (next_object_access)
+		next_object_access(access, classId, objectId, subId, arg);
+
+	if (Shared == NULL || !OidIsValid(MyDatabaseId) ||
+		(access != OAT_POST_CREATE && access != OAT_POST_ALTER && access != OAT_DROP))
+		return;
+
+	if (classId == ExtensionRelationId)
+	{
+		if (access == OAT_DROP && objectId == CatalogExtension())
+			DatabaseHoldUntilEnd(MyDatabaseId);
+		else
+			WakeAtCommit(WAKE_LAUNCHER);
+	}
+	else if (classId == ForeignServerRelationId || classId == UserMappingRelationId)
+		WakeAtCommit(WAKE_RELOAD);
+	else if (classId == RelationRelationId && is_foreign_table(objectId))
+		WakeAtCommit(WAKE_RELOAD);
+	else if (classId == DbRoleSettingRelationId)
+		WakeAtCommit(WAKE_RELOAD | WAKE_LAUNCHER);
+}
+
+void
+HooksInstall(void)
+{
+	next_object_access = object_access_hook;
+	object_access_hook = object_access;
+	next_process_utility = ProcessUtility_hook;
+	ProcessUtility_hook = process_utility;
+}

@@ -1,0 +1,210 @@
+/*
+ * manager.c
+ *		One manager per database: its pipelines' workers and its AMQP worker.
+ *
+ * The manager compares what the catalog says should run with what the slots say
+ * does run, and starts or stops the difference. Workers that ended by an error are
+ * started again after a back-off of 1 s to 60 s, which a commit of that
+ * worker resets. A worker that outlives its manager is simply found in its
+ * slot by the next one.
+ */
+#include "postgres.h"
+
+#include <signal.h>
+
+#include "access/xact.h"
+#include "executor/spi.h"
+#include "foreign/foreign.h"
+#include "miscadmin.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+
+#include "core/catalog.h"
+#include "core/compat.h"
+#include "core/launcher.h"
+#include "core/worker.h"
+
+#define MANAGER_NAP_MS 10000
+#define BACKOFF_FIRST_MS 1000
+#define BACKOFF_MAX_MS 60000
+
+/* A database without the extension is looked at again after this long, if nothing wakes the launcher. */
+#define ABSENT_NAP_MS 3600000
+
+static void
+leave_alone(int ms)
+{
+	SpinLockAcquire(&MyWorkerSlot->mutex);
+	MyWorkerSlot->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
+	SpinLockRelease(&MyWorkerSlot->mutex);
+}
+
+/* End what runs in this database besides us, when it should not. */
+static void
+stop_slot(WorkerSlot *slot)
+{
+	slot->stop = true;
+	if (slot->pid != 0 && !slot->session)
+		SlotWake(slot, NULL);
+}
+
+static void
+stop_all(void)
+{
+	LWLockAcquire(Shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < Shared->nslots; i++)
+		if (Shared->slots[i].database == MyDatabaseId &&
+			Shared->slots[i].kind != WORKER_NONE &&
+			Shared->slots[i].kind != WORKER_MANAGER)
+			stop_slot(&Shared->slots[i]);
+	LWLockRelease(Shared->lock);
+}
+
+/*
+ * Start a worker if it is not there and its back-off has passed. Returns
+ * milliseconds until it should be looked at again.
+ */
+static long
+keep_running(WorkerKind kind, int32 object, const char *name,
+			 const char *function, const char *type)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	WorkerSlot *slot;
+	long		nap = MANAGER_NAP_MS;
+
+	LWLockAcquire(Shared->lock, LW_EXCLUSIVE);
+	slot = SlotTake(kind, MyDatabaseId, object, name);
+	if (slot == NULL || DatabaseIsHeld(MyDatabaseId))
+		 /* nothing to do now */ ;
+	else if (slot->pid != 0)
+		slot->stop = false;
+	else if (slot->state == WORKER_STARTING)
+	{
+		/* One that was asked for and never came: fork failed, or killed early. */
+		if (TimestampDifferenceExceeds(slot->started_at, now, MANAGER_NAP_MS))
+			slot->state = WORKER_STOPPED;
+		nap = 1000;
+	}
+	else if (slot->not_before > now)
+		nap = TimestampDifferenceMilliseconds(now, slot->not_before) + 1;
+	else
+	{
+		/* Did it commit anything since its last start? Then the count begins anew. */
+		if (pg_atomic_read_u64(&slot->last_commit_at) > (uint64) slot->started_at)
+			slot->backoff_ms = 0;
+		if (slot->started_at != 0 && slot->state != WORKER_WAITING)
+			slot->restarts++;
+		slot->not_before =
+			TimestampTzPlusMilliseconds(now, BackoffNext(&slot->backoff_ms, BACKOFF_FIRST_MS,
+														 BACKOFF_MAX_MS));
+		if (!WorkerLaunch(slot, function, type))
+			nap = 1000;
+	}
+	LWLockRelease(Shared->lock);
+	return nap;
+}
+
+/* Stop workers of pipelines that are not to run, free slots of those that are gone. */
+static void
+stop_others(const int32 *wanted, int nwanted, bool want_amqp)
+{
+	LWLockAcquire(Shared->lock, LW_EXCLUSIVE);
+	for (int i = 0; i < Shared->nslots; i++)
+	{
+		WorkerSlot *slot = &Shared->slots[i];
+		bool		keep = false;
+
+		if (slot->database != MyDatabaseId || slot->session)
+			continue;
+		if (slot->kind == WORKER_PIPELINE)
+		{
+			for (int k = 0; k < nwanted && !keep; k++)
+				keep = wanted[k] == slot->object;
+		}
+		else if (slot->kind == WORKER_AMQP)
+			keep = want_amqp;
+		else
+			continue;
+		if (!keep)
+		{
+			stop_slot(slot);
+			if (slot->pid == 0 && slot->state != WORKER_STOPPED)
+				slot->state = WORKER_STOPPED;
+		}
+	}
+	LWLockRelease(Shared->lock);
+}
+
+/* One look at what should run. False: the extension is not here (any more). */
+static bool
+manage(MemoryContext context, long *nap)
+{
+	int32	   *ids = NULL;
+	char	  **names = NULL;
+	int			n = 0;
+	bool		want_amqp = false;
+	bool		present;
+
+	WorkerBegin("managing workers");
+	present = OidIsValid(CatalogExtension());
+	if (present)
+	{
+		ids = CatalogEnabledPipelines(context, &names, &n);
+		want_amqp = CatalogHasAmqpServer();
+	}
+	WorkerCommit();
+	if (!present)
+		return false;
+
+	*nap = MANAGER_NAP_MS;
+	stop_others(ids, n, want_amqp);
+	for (int i = 0; i < n; i++)
+		*nap = Min(*nap, keep_running(WORKER_PIPELINE, ids[i], names[i],
+									  "PipelineWorkerMain", "hybridiot pipeline"));
+	if (want_amqp)
+		*nap = Min(*nap, keep_running(WORKER_AMQP, 0, "",
+									  "CommandWorkerMain", "hybridiot amqp"));
+	return true;
+}
+
+void
+ManagerMain(Datum main_arg)
+{
+	MemoryContext context;
+
+	WorkerAttach(main_arg);
+	context = AllocSetContextCreate(TopMemoryContext, "hybridiot manager",
+									ALLOCSET_DEFAULT_SIZES);
+	for (;;)
+	{
+		long		nap;
+
+		WorkerCheck();
+		(void) WorkerReloadRequested();
+		if (!hybridiot_enabled)
+		{
+			stop_all();
+			leave_alone(ABSENT_NAP_MS);
+			proc_exit(0);
+		}
+
+		MemoryContextSwitchTo(context);
+		MemoryContextReset(context);
+		if (!manage(context, &nap))
+		{
+			stop_all();
+			LWLockAcquire(Shared->lock, LW_EXCLUSIVE);
+			SlotFreeDatabase(MyDatabaseId);
+			LWLockRelease(Shared->lock);
+			leave_alone(ABSENT_NAP_MS);
+			proc_exit(0);
+		}
+
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 nap, WaitEventExtensionNew("HybridiotManager"));
+		ResetLatch(MyLatch);
+	}
+}

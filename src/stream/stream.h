@@ -1,0 +1,117 @@
+/*
+ * stream.h
+ *		A foreign table read as a log: its columns, its source, a batch of its records.
+ */
+#ifndef HYBRIDIOT_STREAM_H
+#define HYBRIDIOT_STREAM_H
+
+#include "access/tupdesc.h"
+#include "nodes/execnodes.h"
+
+#include "core/hybridiot.h"
+#include "stream/decode.h"
+#include "stream/source.h"
+
+/* Columns filled from the record rather than its payload. */
+typedef enum MetadataKind
+{
+	META_TOPIC,
+	META_PARTITION,
+	META_OFFSET,
+	META_TIMESTAMP,
+	META_KEY,
+	META_VALUE,
+	META_HEADERS,
+	META_HEADER
+} MetadataKind;
+
+typedef struct MetadataColumn
+{
+	int			attnum;
+	MetadataKind kind;
+	const char *header;			/* META_HEADER: its name */
+	Oid			typid;
+	FmgrInfo	input;			/* of the column's type, where text must be converted */
+	Oid			ioparam;
+	int32		typmod;
+} MetadataColumn;
+
+/* An open stream; lives in the memory context it was opened in. */
+typedef struct Stream
+{
+	Oid			relid;
+	char	   *name;			/* for messages, unqualified */
+	TupleDesc	tupdesc;
+	char	  **topics;
+	int			ntopics;
+	const DecodeOps *ops;
+	Decoder    *decoder;
+	MetadataColumn *metadata;
+	int			nmetadata;
+	AttrNumber	event_time;		/* column; 0: the record's timestamp */
+	Oid			event_time_type;
+	int64		max_future_us;
+	bool		compacted;
+	bool		payload_columns;	/* the payload has to be decoded at all */
+	SourceConfig source;
+} Stream;
+
+/* Read the catalogs; userid: whose user mapping is used. Needs a transaction. */
+extern Stream *StreamOpen(Oid relid, Oid userid);
+
+typedef enum RecordStatus
+{
+	RECORD_GOOD,
+	RECORD_UNDECODABLE,
+	RECORD_FUTURE,
+	RECORD_REJECTED,			/* failed in the statement by itself */
+	RECORD_LATE					/* not used in per-batch pipelines */
+} RecordStatus;
+
+/*
+ * The records applied in one transaction. Record numbers are 0-based places in
+ * records[]; the scan delivers those with status RECORD_GOOD in [first, last),
+ * in order, with ctid (number, 1).
+ */
+typedef struct StreamBatch
+{
+	Stream	   *stream;
+	MemoryContext context;		/* of Datums and messages; reset by BatchReset */
+	int			capacity;
+	int			nrecords;
+	Record	   *records;
+	RecordStatus *status;
+	DecodeError **errors;		/* NULL, or why not good */
+	TimestampTz *event_times;	/* DT_NOBEGIN where there is none */
+	Datum	   *values;			/* capacity × natts */
+	bool	   *isnull;
+
+	/* of the scan */
+	int			first;
+	int			last;
+	int			cursor;			/* next record number to look at */
+	int			delivered;		/* last record number delivered; -1: none */
+	const char *query_string;	/* pointer of the statement that may scan it */
+	EState	   *estate;			/* of the scan that took it */
+} StreamBatch;
+
+extern StreamBatch *BatchCreate(Stream *stream, int capacity);	/* in the current context */
+extern void BatchReset(StreamBatch *batch);
+/*
+ * Decode records[from .. nrecords): fills values, event_times, status. now: the clock, for
+ * max_future. May use subtransactions; needs a transaction.
+ */
+extern void BatchDecode(StreamBatch *batch, int from, TimestampTz now);
+
+/*
+ * Let the scans of one statement read records [first, last) of this batch: the statement whose source
+ * text is at query_string (compared by address, so nobody else's). NULL batch: none. While
+ * InPipeline, any other scan of a stream raises 0A000.
+ */
+extern void BatchExpose(StreamBatch *batch, int first, int last, const char *query_string);
+extern StreamBatch *ExposedBatch;
+
+/* Record number from the ctid that the scan gave. */
+#define RecordNumberFromTid(tid) ((int) ItemPointerGetBlockNumber(tid))
+
+#endif							/* HYBRIDIOT_STREAM_H */

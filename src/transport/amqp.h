@@ -101,7 +101,7 @@ extern bool AmqpNextEvent(AmqpConnection *connection, AmqpEvent *event);
 
 /* The target that is connected or being tried. */
 extern int	AmqpTarget(const AmqpConnection *connection);
-extern void AmqpCount(const AmqpConnection *connection, AmqpCounters *counters);
+extern void AmqpCount(AmqpConnection *connection, AmqpCounters *counters);
 
 /* address NULL: the anonymous terminus. queue: ask for a queue that outlives the link. */
 extern AmqpLink *AmqpOpenSender(AmqpConnection *connection, const char *address, bool queue);

@@ -90,10 +90,9 @@ class Bridge(MessagingHandler):
 
 def create_topic(options):
     """The topic is created if it is missing; one that is there is taken as it is."""
-    future = AdminClient({'bootstrap.servers': options.kafka}).create_topics(
-        [NewTopic(options.topic, options.partitions, 1)])[options.topic]
+    admin = AdminClient({'bootstrap.servers': options.kafka})
     try:
-        future.result(30)
+        admin.create_topics([NewTopic(options.topic, options.partitions, 1)])[options.topic].result(30)
     except KafkaException as e:
         if e.args[0].name() != 'TOPIC_ALREADY_EXISTS':
             sys.exit(f'bridge: {e}')

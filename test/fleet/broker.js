@@ -3,7 +3,7 @@
  *
  * Every device has a connection of its own, as real ones have, unless `shared`
  * asks for one connection for all (thousands of devices).  Connections that are
- * lost come back by themselves while the device is online.
+ * lost, or broken on purpose, come back while the device is online.
  */
 'use strict';
 
@@ -51,10 +51,17 @@ class Broker {
 		throw new Error('credit is the router\'s affair');
 	}
 
+	/* Breaks every connection, session or link of the devices; they come back. */
 	break_all(what) {
-		for (const client of this.clients.values())
-			for (const receiver of client.receivers.values())
+		for (const client of this.clients.values()) {
+			for (const receiver of client.receivers.values()) {
 				break_off(what, false, receiver);
+				if (what !== 'session' && what !== 'link')
+					break;
+			}
+			if (!['drop', 'reset'].includes(what))
+				setTimeout(() => client.restart(), 200);
+		}
 	}
 
 	pause_reading(paused) {
@@ -161,6 +168,15 @@ class Client {
 		this.receivers.clear();
 	}
 
+	/* rhea comes back by itself when it lost a connection, not when it ended one. */
+	restart() {
+		const devices = [...this.receivers.values()].map((receiver) => receiver.device);
+
+		this.close();
+		for (const device of devices)
+			this.attach(device);
+	}
+
 	receive({ message, delivery, receiver }) {
 		const { device } = receiver;
 
@@ -170,7 +186,11 @@ class Client {
 				this.waiting.push({ reply, info });
 				this.flush();
 			},
-			break: (what, gently) => break_off(what, gently, receiver),
+			break: (what, gently) => {
+				break_off(what, gently, receiver);
+				if (!['drop', 'reset'].includes(what))
+					setTimeout(() => this.restart(), 200);
+			},
 			offline: () => this.fleet.set_online([device.name], false),
 		});
 	}

@@ -169,18 +169,30 @@ function settle(delivery, b) {
 	}
 }
 
+/* Closes the socket: at once, or when what was written has left. */
+function drop(connection, gently) {
+	const { socket } = connection;
+	const abort = () => {
+		connection.abort_socket(socket);
+		socket.on('error', () => {});
+	};
+
+	if (!gently) {
+		abort();
+		return;
+	}
+	socket.removeAllListeners('data');
+	socket.resume();
+	socket.end(abort);
+}
+
 /* Breaks a rhea connection, session or link in the way asked for. */
 function break_off(what, gently, link) {
 	const { connection, session } = link;
 	const error = { condition: 'amqp:internal-error', description: 'ended by the fleet' };
 
 	switch (what) {
-	case 'drop':
-		if (gently)
-			connection.socket.end();
-		else
-			connection.abort_socket(connection.socket);
-		break;
+	case 'drop': drop(connection, gently); break;
 	case 'reset':
 		connection.socket.resetAndDestroy();
 		connection._disconnected();

@@ -808,14 +808,56 @@ def broker_outcomes():
 
 
 def broker_breaks():
-    for behaviour, redelivered in (('drop_before', True), ('drop_after', False), ('close_before', True)):
-        fleet, template = broker_fleet(rules=[{'times': 1, 'behaviour': behaviour}])
-        with fleet:
-            peer = BrokerPeer(template)
-            peer.send()
-            second = peer.send()
-            peer.until(lambda: any(r.correlation_id == second.command_id for r in peer.replies), 'answer after reconnect', 15)
-            assert (len(fleet.ledger()) == 3) == redelivered, (behaviour, [r['behaviour'] for r in fleet.ledger()])
+    for options in ({}, {'shared': True}):
+        for behaviour in ('drop_before', 'reset_before', 'end_session_before', 'detach_before', 'close_before', 'drop_after',
+                          'detach_after', 'close_after'):
+            fleet, template = broker_fleet(rules=[{'times': 1, 'behaviour': behaviour}], credit=1, **options)
+            with fleet:
+                peer = BrokerPeer(template)
+                first, second = peer.send(), peer.send()
+                peer.until(lambda: any(r.correlation_id == second.command_id for r in peer.replies), f'answer after {behaviour}', 15)
+                seen = lambda: [r['id'] for r in fleet.ledger()].count(first.command_id)
+                if behaviour.endswith('before'):
+                    peer.until(lambda: seen() == 2, f'{behaviour}: the broker gives it again')
+                else:
+                    peer.stay(0.3)
+                    assert seen() == 1, f'{behaviour}: it came again'
+
+
+def broker_is_away():
+    """The fleet starts before the broker, as far as it can see: a closed port that opens later."""
+    import socket
+    import threading
+    probe = socket.socket()
+    probe.bind(('127.0.0.1', 0))
+    port = probe.getsockname()[1]
+    template = f'selftest.{uuid.uuid4().hex[:8]}.' + '{device}'
+    with Fleet('devices', '--port', str(port), address=template) as fleet:
+        peer = BrokerPeer(template)
+        d = peer.send()
+        probe.listen()
+
+        def forward(a, b):
+            try:
+                while data := a.recv(65536):
+                    b.sendall(data)
+            except OSError:
+                pass
+            b.close()
+
+        def serve():
+            while True:
+                try:
+                    a = probe.accept()[0]
+                except OSError:
+                    return
+                b = socket.create_connection(('127.0.0.1', int(OPTIONS.broker.rsplit(':', 1)[1])))
+                for pair in ((a, b), (b, a)):
+                    threading.Thread(target=forward, args=pair, daemon=True).start()
+
+        threading.Thread(target=serve, daemon=True).start()
+        peer.until(lambda: any(r.correlation_id == d.command_id for r in peer.replies), 'answer', 15)
+        probe.close()
 
 
 def main():
@@ -825,7 +867,7 @@ def main():
     parser.add_argument('--broker')
     parser.add_argument('names', nargs='*')
     OPTIONS = parser.parse_args()
-    tests = TESTS + ([broker_answers, broker_offline_then_online, broker_outcomes, broker_breaks] if OPTIONS.broker else [])
+    tests = TESTS + ([broker_answers, broker_offline_then_online, broker_outcomes, broker_breaks, broker_is_away] if OPTIONS.broker else [])
     failed = passed = 0
     for f in tests:
         if OPTIONS.names and f.__name__ not in OPTIONS.names:

@@ -1,0 +1,227 @@
+/*
+ * catalog_window.c
+ *		Groups of windowed pipelines as rows.
+ *
+ * One statement writes or deletes many groups: they travel as arrays, in pieces
+ * that stay far below the limits of an array. Rows are found by (pipeline, id) only, so
+ * that an update stays on its page and no index grows with the keys.
+ */
+#include "postgres.h"
+
+#include "catalog/pg_type.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "core/catalog_window.h"
+
+/* A statement takes this many groups, or this many bytes of them. */
+#define GROUPS_PER_STATEMENT 10000
+#define BYTES_PER_STATEMENT (16 * 1024 * 1024)
+
+char *
+CatalogReadWindowLayout(int32 pipeline, MemoryContext context)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT layout FROM hybridiot.window_layout WHERE pipeline = $1",
+		.nargs = 1,.argtypes = {INT4OID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {Int32GetDatum(pipeline)};
+	char	   *layout = NULL;
+
+	CatalogEnter(&scope);
+	if (CatalogExecute(&query, values, NULL, 1) == 1)
+		layout = CatalogString(0, 1, context);
+	CatalogLeave(&scope);
+	return layout;
+}
+
+void
+CatalogWriteWindowLayout(int32 pipeline, const char *layout)
+{
+	static CatalogQuery query = {
+		.sql = "INSERT INTO hybridiot.window_layout (pipeline, layout) VALUES ($1, $2)"
+		" ON CONFLICT (pipeline) DO UPDATE SET layout = excluded.layout",
+		.nargs = 2,.argtypes = {INT4OID, TEXTOID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {Int32GetDatum(pipeline), CStringGetTextDatum(layout)};
+
+	CatalogEnter(&scope);
+	CatalogExecute(&query, values, NULL, 0);
+	CatalogLeave(&scope);
+}
+
+int64
+CatalogLastGroup(int32 pipeline)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT COALESCE(pg_catalog.max(id), 0) FROM hybridiot.window_group WHERE pipeline = $1",
+		.nargs = 1,.argtypes = {INT4OID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {Int32GetDatum(pipeline)};
+	int64		id;
+	bool		isnull;
+
+	CatalogEnter(&scope);
+	CatalogExecute(&query, values, NULL, 1);
+	id = DatumGetInt64(CatalogColumn(0, 1, &isnull));
+	CatalogLeave(&scope);
+	return id;
+}
+
+/* A bytea column, whole and in context. */
+static bytea *
+column_bytes(uint64 row, int column, MemoryContext context)
+{
+	bool		isnull;
+	Datum		value = CatalogColumn(row, column, &isnull);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	bytea	   *bytes = DatumGetByteaPCopy(value);
+
+	MemoryContextSwitchTo(old);
+	return bytes;
+}
+
+WindowGroupRow *
+CatalogReadGroups(int32 pipeline, int64 behind, int limit, MemoryContext context, int *n)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT id, window_start, window_end, keys, state, records FROM hybridiot.window_group"
+		" WHERE pipeline = $1 AND id > $2 AND NOT closed ORDER BY pipeline, id LIMIT $3",
+		.nargs = 3,.argtypes = {INT4OID, INT8OID, INT8OID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {Int32GetDatum(pipeline), Int64GetDatum(behind), Int64GetDatum(limit)};
+	WindowGroupRow *rows;
+	bool		isnull;
+
+	CatalogEnter(&scope);
+	*n = (int) CatalogExecute(&query, values, NULL, 0);
+	rows = MemoryContextAllocZero(context, sizeof(WindowGroupRow) * (*n + 1));
+	for (int i = 0; i < *n; i++)
+	{
+		rows[i].id = DatumGetInt64(CatalogColumn(i, 1, &isnull));
+		rows[i].start = DatumGetTimestampTz(CatalogColumn(i, 2, &isnull));
+		rows[i].end = DatumGetTimestampTz(CatalogColumn(i, 3, &isnull));
+		rows[i].keys = column_bytes(i, 4, context);
+		rows[i].state = column_bytes(i, 5, context);
+		rows[i].records = DatumGetInt64(CatalogColumn(i, 6, &isnull));
+	}
+	CatalogLeave(&scope);
+	return rows;
+}
+
+/* One statement's worth of groups. */
+static void
+write_some(int32 pipeline, const WindowGroupRow *rows, int n)
+{
+	static CatalogQuery query = {
+		.sql = "INSERT INTO hybridiot.window_group AS g (pipeline, id, window_start, window_end, keys, state, records, closed)"
+		" SELECT $1, u.id, u.window_start, u.window_end, u.keys, u.state, u.records, u.closed"
+		" FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4), pg_catalog.unnest($5),"
+		" pg_catalog.unnest($6), pg_catalog.unnest($7), pg_catalog.unnest($8))"
+		" AS u (id, window_start, window_end, keys, state, records, closed)"
+		" ON CONFLICT (pipeline, id) DO UPDATE"
+		" SET state = excluded.state, records = excluded.records, closed = excluded.closed",
+		.nargs = 8,
+		.argtypes = {INT4OID, INT8ARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, BYTEAARRAYOID,
+		BYTEAARRAYOID, INT8ARRAYOID, BOOLARRAYOID}
+	};
+	Datum	   *columns[7];
+	Datum		values[8];
+
+	for (int c = 0; c < 7; c++)
+		columns[c] = palloc(sizeof(Datum) * n);
+	for (int i = 0; i < n; i++)
+	{
+		columns[0][i] = Int64GetDatum(rows[i].id);
+		columns[1][i] = TimestampTzGetDatum(rows[i].start);
+		columns[2][i] = TimestampTzGetDatum(rows[i].end);
+		columns[3][i] = PointerGetDatum(rows[i].keys);
+		columns[4][i] = PointerGetDatum(rows[i].state);
+		columns[5][i] = Int64GetDatum(rows[i].records);
+		columns[6][i] = BoolGetDatum(rows[i].closed);
+	}
+	values[0] = Int32GetDatum(pipeline);
+	values[1] = PointerGetDatum(construct_array(columns[0], n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	values[2] = PointerGetDatum(construct_array(columns[1], n, TIMESTAMPTZOID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	values[3] = PointerGetDatum(construct_array(columns[2], n, TIMESTAMPTZOID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	values[4] = PointerGetDatum(construct_array(columns[3], n, BYTEAOID, -1, false, TYPALIGN_INT));
+	values[5] = PointerGetDatum(construct_array(columns[4], n, BYTEAOID, -1, false, TYPALIGN_INT));
+	values[6] = PointerGetDatum(construct_array(columns[5], n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	values[7] = PointerGetDatum(construct_array(columns[6], n, BOOLOID, sizeof(bool), true, TYPALIGN_CHAR));
+	CatalogExecute(&query, values, NULL, 0);
+}
+
+void
+CatalogWriteGroups(int32 pipeline, const WindowGroupRow *rows, int n)
+{
+	CatalogScope scope;
+	MemoryContext context;
+	MemoryContext old;
+
+	if (n == 0)
+		return;
+	CatalogEnter(&scope);
+	context = AllocSetContextCreate(CurrentMemoryContext, "hybridiot groups to write", ALLOCSET_DEFAULT_SIZES);
+	old = MemoryContextSwitchTo(context);
+	for (int from = 0, to; from < n; from = to)
+	{
+		Size		bytes = 0;
+
+		for (to = from; to < n && to - from < GROUPS_PER_STATEMENT && bytes < BYTES_PER_STATEMENT; to++)
+			bytes += VARSIZE_ANY(rows[to].keys) + VARSIZE_ANY(rows[to].state);
+		write_some(pipeline, rows + from, to - from);
+		MemoryContextReset(context);
+	}
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
+	CatalogLeave(&scope);
+}
+
+void
+CatalogDeleteGroups(int32 pipeline, const int64 *ids, int n)
+{
+	static CatalogQuery query = {
+		.sql = "DELETE FROM hybridiot.window_group WHERE pipeline = $1 AND id = ANY ($2)",
+		.nargs = 2,.argtypes = {INT4OID, INT8ARRAYOID}
+	};
+	CatalogScope scope;
+	Datum	   *elements;
+	Datum		values[2];
+
+	if (n == 0)
+		return;
+	CatalogEnter(&scope);
+	elements = palloc(sizeof(Datum) * n);
+	for (int i = 0; i < n; i++)
+		elements[i] = Int64GetDatum(ids[i]);
+	values[0] = Int32GetDatum(pipeline);
+	values[1] = PointerGetDatum(construct_array(elements, n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	CatalogExecute(&query, values, NULL, 0);
+	CatalogLeave(&scope);
+}
+
+void
+CatalogDeleteWindows(int32 pipeline)
+{
+	static CatalogQuery groups = {
+		.sql = "DELETE FROM hybridiot.window_group WHERE pipeline = $1",
+		.nargs = 1,.argtypes = {INT4OID}
+	};
+	static CatalogQuery layout = {
+		.sql = "DELETE FROM hybridiot.window_layout WHERE pipeline = $1",
+		.nargs = 1,.argtypes = {INT4OID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {Int32GetDatum(pipeline)};
+
+	CatalogEnter(&scope);
+	CatalogExecute(&groups, values, NULL, 0);
+	CatalogExecute(&layout, values, NULL, 0);
+	CatalogLeave(&scope);
+}

@@ -1,0 +1,36 @@
+/*
+ * catalog_window.h
+ *		Groups of windowed pipelines as rows.
+ */
+#ifndef HYBRIDIOT_CATALOG_WINDOW_H
+#define HYBRIDIOT_CATALOG_WINDOW_H
+
+#include "core/catalog.h"
+
+/* A group as it is stored; the bytes are the writer's business. */
+typedef struct WindowGroupRow
+{
+	int64		id;				/* the writer's number, unique in its pipeline */
+	TimestampTz start;
+	TimestampTz end;
+	bytea	   *keys;
+	bytea	   *state;
+	int64		records;
+	bool		closed;			/* the window is over; kept because its row could not be written */
+} WindowGroupRow;
+
+/* What the states of a pipeline depend on, as it was stored with them; NULL: nothing is stored. */
+extern char *CatalogReadWindowLayout(int32 pipeline, MemoryContext context);
+extern void CatalogWriteWindowLayout(int32 pipeline, const char *layout);
+
+/* Largest id of the pipeline's groups, closed ones too; 0: none. */
+extern int64 CatalogLastGroup(int32 pipeline);
+/* The next groups of open windows behind an id, at most limit, in the order of their ids. Rows and bytes in context. */
+extern WindowGroupRow *CatalogReadGroups(int32 pipeline, int64 behind, int limit, MemoryContext context, int *n);
+/* Insert or replace. */
+extern void CatalogWriteGroups(int32 pipeline, const WindowGroupRow *rows, int n);
+extern void CatalogDeleteGroups(int32 pipeline, const int64 *ids, int n);
+/* Everything a windowed pipeline has stored but its progress: before it starts anew. */
+extern void CatalogDeleteWindows(int32 pipeline);
+
+#endif							/* HYBRIDIOT_CATALOG_WINDOW_H */

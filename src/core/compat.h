@@ -31,6 +31,7 @@
 #if PG_VERSION_NUM < 160000
 #include "catalog/pg_database.h"
 #include "catalog/pg_foreign_server.h"
+#include "catalog/pg_proc.h"
 #include "utils/acl.h"
 static inline bool
 object_ownercheck(Oid classid, Oid objectid, Oid roleid)
@@ -49,6 +50,45 @@ object_aclcheck(Oid classid, Oid objectid, Oid roleid, AclMode mode)
 		pg_foreign_server_aclcheck(objectid, roleid, mode) :
 		pg_proc_aclcheck(objectid, roleid, mode);
 }
+#endif
+
+/* create_foreignscan_path() got fdw_restrictinfo in 17 and disabled_nodes in 18. */
+#if PG_VERSION_NUM < 170000
+#define create_foreignscan_path(root, rel, target, rows, disabled_nodes, startup, total, keys, outer, outerpath, restrictinfo, private) \
+	create_foreignscan_path(root, rel, target, rows, startup, total, keys, outer, outerpath, private)
+#elif PG_VERSION_NUM < 180000
+#define create_foreignscan_path(root, rel, target, rows, disabled_nodes, startup, total, keys, outer, outerpath, restrictinfo, private) \
+	create_foreignscan_path(root, rel, target, rows, startup, total, keys, outer, outerpath, restrictinfo, private)
+#endif
+
+/* Index interpretations of operators left the btree behind in 18. */
+#if PG_VERSION_NUM >= 180000
+#define BTREE_INTERPRETATION(opno) get_op_index_interpretation(opno)
+#define BTREE_STRATEGY(entry) \
+	((int) IndexAmTranslateCompareType(((OpIndexInterpretation *) (entry))->cmptype, BTREE_AM_OID, InvalidOid, true))
+#else
+#define BTREE_INTERPRETATION(opno) get_op_btree_interpretation(opno)
+#define BTREE_STRATEGY(entry) (((OpBtreeInterpretation *) (entry))->strategy)
+#endif
+
+/* Who reads the relation of a scan: a view's owner, or the user (checkAsUser moved to RTEPermissionInfo in 16). */
+#if PG_VERSION_NUM >= 160000
+#define SCAN_CHECK_AS_USER(plan, estate) ((plan)->checkAsUser)
+#else
+#define SCAN_CHECK_AS_USER(plan, estate) \
+	(exec_rt_fetch((plan)->scan.scanrelid, (estate))->checkAsUser)
+#endif
+
+/* Wait-event sets belong to a resource owner from 17 on; before, to a memory context. */
+#include "storage/latch.h"
+#if PG_VERSION_NUM < 170000
+#define CreateWaitEventSet(owner, nevents) CreateWaitEventSet(CurrentMemoryContext, nevents)
+#endif
+
+/* stringToQualifiedNameList() reports errors softly from 16 on. */
+#include "utils/regproc.h"
+#if PG_VERSION_NUM < 160000
+#define stringToQualifiedNameList(string, escontext) stringToQualifiedNameList(string)
 #endif
 
 /* EXPLAIN's header was split in 18. */

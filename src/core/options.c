@@ -264,9 +264,8 @@ check_file(const char *option, const char *value)
 				 errhint("Only superusers may name files outside hybridiot.secret_directory.")));
 }
 
-/* First line of a secret's file. Throws; the message names the file, never its content. */
-static char *
-read_secret(const char *value)
+char *
+OptionSecret(const char *value)
 {
 	char	   *path = OptionPath(value);
 	FILE	   *file = AllocateFile(path, "r");
@@ -322,7 +321,7 @@ OptionCredentials(Oid server, Oid role, char **user, char **password, List **opt
 	if ((value = OptionGet(mapping, "password")) != NULL)
 		*password = pstrdup(value);
 	else if ((value = OptionGet(mapping, "password_file")) != NULL)
-		*password = read_secret(value);
+		*password = OptionSecret(value);
 	if (options)
 		*options = mapping;
 }

@@ -40,6 +40,9 @@ extern void OptionCredentials(Oid server, Oid role, char **user, char **password
 /* A path of a file option as it is opened: relative ones lie in secret_directory. */
 extern char *OptionPath(const char *path);
 
+/* First line of a secret's file; 28P01 if empty. Only the path is ever named in a message. */
+extern char *OptionSecret(const char *path);
+
 /* What a wrapper takes beyond the fixed options: the client library's own properties. */
 typedef struct OptionExtras
 {

@@ -31,9 +31,6 @@ typedef struct MetadataColumn
 	MetadataKind kind;
 	const char *header;			/* META_HEADER: its name */
 	Oid			typid;
-	FmgrInfo	input;			/* of the column's type, where text must be converted */
-	Oid			ioparam;
-	int32		typmod;
 } MetadataColumn;
 
 /* An open stream; lives in the memory context it was opened in. */
@@ -49,15 +46,19 @@ typedef struct Stream
 	MetadataColumn *metadata;
 	int			nmetadata;
 	AttrNumber	event_time;		/* column; 0: the record's timestamp */
-	Oid			event_time_type;
 	int64		max_future_us;
 	bool		compacted;
 	bool		payload_columns;	/* the payload has to be decoded at all */
 	SourceConfig source;
 } Stream;
 
-/* Read the catalogs; userid: whose user mapping is used. Needs a transaction. */
+/*
+ * Read the catalogs; userid: whose user mapping and rights are used. Needs a
+ * transaction. ereport 0A000 for an AMQP stream, 42703/42804 for columns that do not fit.
+ */
 extern Stream *StreamOpen(Oid relid, Oid userid);
+/* Is this relation a stream, of whichever wrapper? NULL if not, else the wrapper's name. */
+extern const char *StreamWrapper(Oid relid);
 
 typedef enum RecordStatus
 {
@@ -77,6 +78,7 @@ typedef struct StreamBatch
 {
 	Stream	   *stream;
 	MemoryContext context;		/* of Datums and messages; reset by BatchReset */
+	bool		payload_wanted; /* false: payload columns stay null, undecoded */
 	int			capacity;
 	int			nrecords;
 	Record	   *records;
@@ -97,9 +99,12 @@ typedef struct StreamBatch
 
 extern StreamBatch *BatchCreate(Stream *stream, int capacity);	/* in the current context */
 extern void BatchReset(StreamBatch *batch);
+/* Note why a record is not good. */
+extern void BatchSetError(StreamBatch *batch, int number, RecordStatus status,
+						  int sqlstate, const char *message);
 /*
- * Decode records[from .. nrecords): fills values, event_times, status. now: the clock, for
- * max_future. May use subtransactions; needs a transaction.
+ * Decode records[from .. nrecords): fills values, event_times, status. now: the
+ * clock, for max_future; DT_NOEND: no record is of the future. Needs a transaction.
  */
 extern void BatchDecode(StreamBatch *batch, int from, TimestampTz now);
 

@@ -79,6 +79,9 @@ extern void KafkaConsumerDrainFd(KafkaConsumer *consumer);
 /* The last error heard (broker away, authentication...), "" if none; cleared by progress. */
 extern const char *KafkaConsumerError(KafkaConsumer *consumer);
 
+/* What to do about it, where that is known; NULL if not. */
+extern const char *KafkaErrorHint(KafkaConsumer *consumer);
+
 /* The following ask the broker and block for timeout_ms at most; call with small values in a loop that checks for interrupts. */
 extern KafkaResult KafkaCountPartitions(KafkaConsumer *consumer, const char *topic,
 										int timeout_ms, int32 *npartitions);

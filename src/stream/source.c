@@ -1,0 +1,455 @@
+/*
+ * source.c
+ *		One face for both kinds of log: a Kafka topic, or a table that stands in for one.
+ *
+ * A table is read with SQL, as the role whose rights count, in the order of offset and
+ * partition, so that what a poll returns does not depend on how much it may
+ * return. Rows are copied and stay until SourceRelease().
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_type.h"
+#include "executor/spi.h"
+#include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/jsonb.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "core/compat.h"
+#include "core/worker.h"
+#include "stream/source.h"
+
+struct Source
+{
+	const SourceConfig *config;
+	KafkaConsumer *consumer;	/* NULL: a table */
+	MemoryContext context;		/* the source's own */
+	MemoryContext rows;			/* of what a table gave */
+	MemoryContextCallback close;
+	char	   *table;			/* qualified and quoted */
+	KafkaPartition *parts;
+	int			nparts;
+};
+
+/* One question to a broker takes at most this long before interrupts are looked at. */
+#define ASK_SLICE_MS 250
+
+static void
+close_consumer(void *arg)
+{
+	Source	   *source = arg;
+	KafkaConsumer *consumer = source->consumer;
+
+	source->consumer = NULL;
+	KafkaConsumerDestroy(consumer);
+}
+
+Source *
+SourceOpen(const SourceConfig *config)
+{
+	Source	   *source = palloc0(sizeof(Source));
+
+	source->config = config;
+	source->context = AllocSetContextCreate(CurrentMemoryContext, "hybridiot source",
+											ALLOCSET_SMALL_SIZES);
+	source->rows = AllocSetContextCreate(source->context, "hybridiot source rows",
+										 ALLOCSET_DEFAULT_SIZES);
+	if (config->table)
+		source->table = quote_qualified_identifier(get_namespace_name(get_rel_namespace(config->source_relid)),
+												   get_rel_name(config->source_relid));
+	else
+	{
+		source->consumer = KafkaConsumerCreate(config->options, config->noptions);
+		source->close.func = close_consumer;
+		source->close.arg = source;
+		MemoryContextRegisterResetCallback(source->context, &source->close);
+	}
+	return source;
+}
+
+void
+SourceClose(Source *source)
+{
+	if (source)
+		MemoryContextDelete(source->context);
+}
+
+int
+SourceFd(Source *source)
+{
+	return source->consumer ? KafkaConsumerFd(source->consumer) : -1;
+}
+
+void
+SourceDrainFd(Source *source)
+{
+	if (source->consumer)
+		KafkaConsumerDrainFd(source->consumer);
+}
+
+const char *
+SourceError(Source *source)
+{
+	return source->consumer ? KafkaConsumerError(source->consumer) : "";
+}
+
+/* ---- questions to a broker ---- */
+
+static void
+ask_failed(Source *source, KafkaResult result, const char *topic)
+{
+	const char *error = KafkaConsumerError(source->consumer);
+	const char *hint = KafkaErrorHint(source->consumer);
+
+	switch (result)
+	{
+		case KAFKA_OK:
+			break;
+		case KAFKA_AGAIN:
+		case KAFKA_BROKEN:
+			ereport(ERROR,
+					(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
+					 errmsg("could not reach the brokers of topic \"%s\"", topic),
+					 error[0] ? errdetail("%s", error) : 0,
+					 hint ? errhint("%s", hint) : 0));
+			break;
+		case KAFKA_UNKNOWN:
+			ereport(ERROR,
+					(errcode(ERRCODE_CONNECTION_FAILURE),
+					 errmsg("topic \"%s\" does not exist", topic),
+					 errhint("Create the topic, or correct the option \"topic\" of the stream.")));
+			break;
+		case KAFKA_DENIED:
+			ereport(ERROR,
+					(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
+					 errmsg("brokers refused access to topic \"%s\"", topic),
+					 error[0] ? errdetail("%s", error) : 0,
+					 hint ? errhint("%s", hint) : 0));
+			break;
+	}
+}
+
+/* Repeat a question in slices until it is answered or the time is up. */
+#define ASK(source, topic_name, timeout_ms, call) \
+	do { \
+		TimestampTz ask_end_ = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), (timeout_ms)); \
+		KafkaResult ask_result_; \
+		while ((ask_result_ = (call)) == KAFKA_AGAIN && GetCurrentTimestamp() < ask_end_) \
+			CHECK_FOR_INTERRUPTS(); \
+		CHECK_FOR_INTERRUPTS(); \
+		ask_failed((source), ask_result_, (topic_name)); \
+	} while (0)
+
+/* ---- a table ---- */
+
+/* Where SPI runs for a table: in the caller's transaction, or in one of its own. */
+typedef struct TableScope
+{
+	bool		own_transaction;
+	RoleScope	role;
+	MemoryContext context;
+} TableScope;
+
+static void
+table_enter(Source *source, TableScope *scope)
+{
+	scope->context = CurrentMemoryContext;
+	scope->own_transaction = !IsTransactionState();
+	if (scope->own_transaction)
+		WorkerBegin("reading the source table");
+	RoleEnter(&scope->role, source->config->userid);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not connect to SPI")));
+	PushActiveSnapshot(GetLatestSnapshot());
+}
+
+static void
+table_leave(TableScope *scope)
+{
+	PopActiveSnapshot();
+	SPI_finish();
+	RoleLeave(&scope->role);
+	if (scope->own_transaction)
+		WorkerCommit();
+	MemoryContextSwitchTo(scope->context);
+}
+
+static void
+table_query(Source *source, const char *sql, int nargs, Oid *types, Datum *values)
+{
+	char	   *text = psprintf(sql, source->table);
+
+	if (SPI_execute_with_args(text, nargs, types, values, NULL, true, 0) != SPI_OK_SELECT)
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not read source table %s", source->table)));
+}
+
+/* First column of the first row; fallback when it is null. */
+static int64
+single_value(int column, int64 fallback)
+{
+	bool		isnull;
+	Datum		value = SPI_getbinval(SPI_tuptable->vals[0], SPI_tuptable->tupdesc, column, &isnull);
+
+	return isnull ? fallback : DatumGetInt64(value);
+}
+
+int32
+SourceCountPartitions(Source *source, int topic, int timeout_ms)
+{
+	const char *name = source->config->topics[topic];
+	int32		n = 0;
+	TableScope	scope;
+
+	if (source->consumer)
+	{
+		ASK(source, name, timeout_ms,
+			KafkaCountPartitions(source->consumer, name, ASK_SLICE_MS, &n));
+		return n;
+	}
+	/* A table holds one topic. */
+	if (topic > 0)
+		return 0;
+	table_enter(source, &scope);
+	table_query(source, "SELECT max(partition)::int8 + 1 FROM %s", 0, NULL, NULL);
+	n = (int32) single_value(1, 0);
+	table_leave(&scope);
+	return n;
+}
+
+void
+SourceWatermarks(Source *source, int topic, int32 partition, int timeout_ms,
+				 int64 *low, int64 *high)
+{
+	const char *name = source->config->topics[topic];
+	TableScope	scope;
+	Oid			types[] = {INT4OID};
+	Datum		values[] = {Int32GetDatum(partition)};
+
+	if (source->consumer)
+	{
+		ASK(source, name, timeout_ms,
+			KafkaWatermarks(source->consumer, name, partition, ASK_SLICE_MS, low, high));
+		return;
+	}
+	table_enter(source, &scope);
+	table_query(source, "SELECT min(\"offset\"), max(\"offset\") + 1 FROM %s WHERE partition = $1",
+				1, types, values);
+	*low = single_value(1, 0);
+	*high = single_value(2, 0);
+	table_leave(&scope);
+}
+
+int64
+SourceOffsetForTime(Source *source, int topic, int32 partition, TimestampTz when, int timeout_ms)
+{
+	const char *name = source->config->topics[topic];
+	int64		offset = 0;
+	int64		high;
+	TableScope	scope;
+	Oid			types[] = {INT4OID, TIMESTAMPTZOID};
+	Datum		values[] = {Int32GetDatum(partition), TimestampTzGetDatum(when)};
+
+	if (source->consumer)
+	{
+		int64		ms = (when - SetEpochTimestamp()) / 1000;
+
+		ASK(source, name, timeout_ms,
+			KafkaOffsetForTime(source->consumer, name, partition, ms, ASK_SLICE_MS, &offset));
+		return offset;
+	}
+	table_enter(source, &scope);
+	table_query(source, "SELECT min(\"offset\") FILTER (WHERE \"timestamp\" >= $2), max(\"offset\") + 1"
+				" FROM %s WHERE partition = $1", 2, types, values);
+	high = single_value(2, 0);
+	offset = single_value(1, high);
+	table_leave(&scope);
+	return offset;
+}
+
+void
+SourceAssign(Source *source, const KafkaPartition *parts, int nparts)
+{
+	MemoryContext old;
+
+	if (source->consumer)
+	{
+		KafkaResult result = KafkaAssign(source->consumer,
+										 (const char *const *) source->config->topics,
+										 source->config->ntopics, parts, nparts);
+
+		ask_failed(source, result, source->config->topics[0]);
+		return;
+	}
+	old = MemoryContextSwitchTo(source->context);
+	if (source->parts)
+		pfree(source->parts);
+	source->parts = palloc0(sizeof(KafkaPartition) * Max(nparts, 1));
+	memcpy(source->parts, parts, sizeof(KafkaPartition) * nparts);
+	source->nparts = nparts;
+	for (int i = 0; i < nparts; i++)
+	{
+		source->parts[i].end_offset = -1;
+		source->parts[i].at_end = false;
+		source->parts[i].fault = KAFKA_FAULT_NONE;
+	}
+	MemoryContextSwitchTo(old);
+}
+
+const KafkaPartition *
+SourceAssignment(Source *source, int *nparts)
+{
+	if (source->consumer)
+		return KafkaAssignment(source->consumer, nparts);
+	*nparts = source->nparts;
+	return source->parts;
+}
+
+/* Header values of a jsonb object; arrays stand for repeated names. */
+static void
+table_headers(Record *record, Jsonb *headers)
+{
+	JsonbIterator *it = JsonbIteratorInit(&headers->root);
+	JsonbValue	value;
+	JsonbIteratorToken token;
+	char	   *name = NULL;
+	RecordHeader *list = palloc(sizeof(RecordHeader) * (VARSIZE(headers) / 4 + 1));
+
+	while ((token = JsonbIteratorNext(&it, &value, false)) != WJB_DONE)
+	{
+		if (token == WJB_KEY)
+			name = pnstrdup(value.val.string.val, value.val.string.len);
+		else if ((token == WJB_VALUE || token == WJB_ELEM) && name &&
+				 record->nheaders < HYBRIDIOT_MAX_HEADERS)
+		{
+			RecordHeader *header = &list[record->nheaders++];
+
+			header->name = name;
+			header->value = value.type == jbvString ?
+				pnstrdup(value.val.string.val, value.val.string.len) : NULL;
+			header->value_len = value.type == jbvString ? value.val.string.len : 0;
+		}
+	}
+	record->headers = list;
+}
+
+static void
+table_bytes(HeapTuple row, int column, const char **bytes, int32 *len)
+{
+	bool		isnull;
+	Datum		value = SPI_getbinval(row, SPI_tuptable->tupdesc, column, &isnull);
+	bytea	   *copy;
+
+	*bytes = NULL;
+	*len = -1;
+	if (isnull)
+		return;
+	copy = DatumGetByteaPCopy(value);
+	*bytes = VARDATA(copy);
+	*len = VARSIZE(copy) - VARHDRSZ;
+}
+
+static void
+table_record(HeapTuple row, Record *record)
+{
+	TupleDesc	desc = SPI_tuptable->tupdesc;
+	bool		isnull;
+	Datum		value;
+
+	memset(record, 0, sizeof(*record));
+	record->leader_epoch = -1;
+	record->partition = DatumGetInt32(SPI_getbinval(row, desc, 1, &isnull));
+	record->offset = DatumGetInt64(SPI_getbinval(row, desc, 2, &isnull));
+	value = SPI_getbinval(row, desc, 3, &isnull);
+	record->timestamp = isnull ? DT_NOBEGIN : DatumGetTimestampTz(value);
+	table_bytes(row, 4, &record->key, &record->key_len);
+	table_bytes(row, 5, &record->value, &record->value_len);
+	value = SPI_getbinval(row, desc, 6, &isnull);
+	if (!isnull)
+	{
+		Jsonb	   *headers = DatumGetJsonbPCopy(value);
+
+		if (JB_ROOT_IS_OBJECT(headers))
+			table_headers(record, headers);
+	}
+}
+
+/* Ends of all assigned partitions, as of now. */
+static void
+table_ends(Source *source)
+{
+	for (int i = 0; i < source->nparts; i++)
+	{
+		KafkaPartition *part = &source->parts[i];
+		Oid			types[] = {INT4OID};
+		Datum		values[] = {Int32GetDatum(part->partition)};
+
+		table_query(source, "SELECT max(\"offset\") + 1 FROM %s WHERE partition = $1",
+					1, types, values);
+		part->end_offset = single_value(1, 0);
+		part->at_end = part->next_offset >= part->end_offset;
+	}
+}
+
+static int
+table_poll(Source *source, Record *records, int max)
+{
+	TableScope	scope;
+	Datum	   *partitions = palloc(sizeof(Datum) * source->nparts);
+	Datum	   *offsets = palloc(sizeof(Datum) * source->nparts);
+	Oid			types[] = {INT4ARRAYOID, INT8ARRAYOID, INT8OID};
+	Datum		values[3];
+	int			n;
+
+	for (int i = 0; i < source->nparts; i++)
+	{
+		partitions[i] = Int32GetDatum(source->parts[i].partition);
+		offsets[i] = Int64GetDatum(source->parts[i].next_offset);
+	}
+	values[0] = PointerGetDatum(construct_array(partitions, source->nparts, INT4OID, 4, true, TYPALIGN_INT));
+	values[1] = PointerGetDatum(construct_array(offsets, source->nparts, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	values[2] = Int64GetDatum(max);
+
+	table_enter(source, &scope);
+	table_query(source, "SELECT s.partition, s.\"offset\", s.\"timestamp\", s.key, s.value, s.headers"
+				" FROM %s s JOIN unnest($1, $2) AS p (partition, next) ON s.partition = p.partition AND s.\"offset\" >= p.next"
+				" ORDER BY s.\"offset\", s.partition LIMIT $3", 3, types, values);
+	n = (int) SPI_processed;
+	for (int i = 0; i < n; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(source->rows);
+
+		table_record(SPI_tuptable->vals[i], &records[i]);
+		MemoryContextSwitchTo(old);
+		for (int k = 0; k < source->nparts; k++)
+			if (source->parts[k].partition == records[i].partition)
+				source->parts[k].next_offset = records[i].offset + 1;
+	}
+	table_ends(source);
+	table_leave(&scope);
+	return n;
+}
+
+int
+SourcePoll(Source *source, Record *records, int max, int timeout_ms)
+{
+	if (source->consumer)
+		return KafkaConsume(source->consumer, records, max, timeout_ms);
+	return source->nparts > 0 && max > 0 ? table_poll(source, records, max) : 0;
+}
+
+void
+SourceRelease(Source *source)
+{
+	if (source->consumer)
+		KafkaRelease(source->consumer);
+	else
+		MemoryContextReset(source->rows);
+}

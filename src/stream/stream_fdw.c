@@ -1,0 +1,798 @@
+/*
+ * stream_fdw.c
+ *		The foreign-data wrappers: a stream as a foreign table.
+ *
+ * A scan delivers one of two things. While a pipeline runs its statement, the
+ * scan of that statement delivers the pipeline's batch, and any other scan of
+ * a stream is refused: it would not be repeatable. In a session, a scan reads
+ * the topic from its oldest record to the end as it was when the scan began, through a
+ * consumer of its own that lives in the query's memory context; it waits for
+ * the network on its latch, interruptibly. Record numbers travel as ctid.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/reloptions.h"
+#include "access/stratnum.h"
+#include "access/sysattr.h"
+#include "access/table.h"
+#include "catalog/pg_am.h"
+#include "catalog/pg_type.h"
+#include "commands/defrem.h"
+#include "commands/explain.h"
+#include "executor/executor.h"
+#include "foreign/fdwapi.h"
+#include "foreign/foreign.h"
+#include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "nodes/nodeFuncs.h"
+#include "optimizer/cost.h"
+#include "optimizer/optimizer.h"
+#include "optimizer/pathnode.h"
+#include "optimizer/planmain.h"
+#include "optimizer/clauses.h"
+#include "optimizer/restrictinfo.h"
+#include "parser/parsetree.h"
+#include "storage/latch.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+
+#include "core/compat.h"
+#include "core/options.h"
+#include "core/worker.h"
+#include "stream/stream.h"
+
+#define SESSION_BATCH 1000
+#define ASK_TIMEOUT_MS 30000	/* until a session gives up on the brokers */
+#define GUESSED_ROWS 10000
+
+StreamBatch *ExposedBatch = NULL;
+
+void
+BatchExpose(StreamBatch *batch, int first, int last, const char *query_string)
+{
+	if (batch)
+	{
+		batch->first = batch->cursor = first;
+		batch->last = last;
+		batch->delivered = -1;
+		batch->query_string = query_string;
+		batch->estate = NULL;
+	}
+	ExposedBatch = batch;
+}
+
+/* ---- planning ---- */
+
+/* What a pushed-down condition bounds. */
+typedef enum BoundKind
+{
+	BOUND_PARTITION,
+	BOUND_OFFSET,
+	BOUND_TIMESTAMP
+} BoundKind;
+
+/* Of a column: which bound it stands for, if any. */
+static bool
+column_bound(Oid relid, AttrNumber attnum, BoundKind *kind)
+{
+	const char *metadata;
+
+	if (attnum <= 0)
+		return false;
+	metadata = OptionGet(GetForeignColumnOptions(relid, attnum), "metadata");
+	if (metadata == NULL)
+		return false;
+	if (strcmp(metadata, "partition") == 0)
+		*kind = BOUND_PARTITION;
+	else if (strcmp(metadata, "offset") == 0)
+		*kind = BOUND_OFFSET;
+	else if (strcmp(metadata, "timestamp") == 0)
+		*kind = BOUND_TIMESTAMP;
+	else
+		return false;
+	return true;
+}
+
+static bool
+bound_type(BoundKind kind, Oid typid)
+{
+	if (kind == BOUND_TIMESTAMP)
+		return typid == TIMESTAMPTZOID;
+	return typid == INT2OID || typid == INT4OID || typid == INT8OID;
+}
+
+/* Place of an operator in a B-tree order; false if it has none (<>) */
+static bool
+btree_strategy(Oid opno, int *strategy)
+{
+	List	   *entries = BTREE_INTERPRETATION(opno);
+	ListCell   *lc;
+
+	foreach(lc, entries)
+	{
+		*strategy = BTREE_STRATEGY(lfirst(lc));
+		if (*strategy >= BTLessStrategyNumber && *strategy <= BTGreaterStrategyNumber)
+			return true;
+	}
+	return false;
+}
+
+/*
+ * Is the clause "metadata column <op> something known before the scan", with an
+ * ordering operator? Then tell column, strategy and the other side.
+ */
+static bool
+clause_bound(RelOptInfo *baserel, Oid relid, Expr *clause, BoundKind *kind,
+			 int *strategy, Expr **value)
+{
+	OpExpr	   *op;
+	Node	   *left;
+	Node	   *right;
+	Oid			opno;
+
+	if (!IsA(clause, OpExpr) || list_length(((OpExpr *) clause)->args) != 2)
+		return false;
+	op = (OpExpr *) clause;
+	opno = op->opno;
+	left = linitial(op->args);
+	right = lsecond(op->args);
+	if (!IsA(left, Var) || ((Var *) left)->varno != baserel->relid)
+	{
+		Node	   *swap = left;
+
+		left = right;
+		right = swap;
+		opno = get_commutator(opno);
+	}
+	if (!OidIsValid(opno) || !IsA(left, Var) || ((Var *) left)->varno != baserel->relid ||
+		((Var *) left)->varlevelsup != 0 ||
+		!column_bound(relid, ((Var *) left)->varattno, kind) ||
+		!bound_type(*kind, exprType(right)) ||
+		contain_var_clause(right) || contain_volatile_functions(right) ||
+		contain_subplans(right))
+		return false;
+
+	*value = (Expr *) right;
+	return btree_strategy(opno, strategy);
+}
+
+static void
+get_rel_size(PlannerInfo *root, RelOptInfo *baserel, Oid foreigntableid)
+{
+	baserel->rows = clamp_row_est(GUESSED_ROWS *
+								  clauselist_selectivity(root, baserel->baserestrictinfo, 0,
+														 JOIN_INNER, NULL));
+}
+
+static void
+get_paths(PlannerInfo *root, RelOptInfo *baserel, Oid foreigntableid)
+{
+	Cost		total = GUESSED_ROWS * (cpu_tuple_cost + cpu_operator_cost * 10);
+
+	add_path(baserel, (Path *)
+			 create_foreignscan_path(root, baserel, NULL, baserel->rows, 0, 10, total + 10,
+									 NIL, baserel->lateral_relids, NULL, NIL, NIL));
+}
+
+static ForeignScan *
+get_plan(PlannerInfo *root, RelOptInfo *baserel, Oid foreigntableid, ForeignPath *best_path,
+		 List *tlist, List *scan_clauses, Plan *outer_plan)
+{
+	List	   *bounds = NIL;	/* kind and strategy, two integers each */
+	List	   *values = NIL;
+	Bitmapset  *used = NULL;
+	bool		payload = false;
+	ListCell   *lc;
+	int			attno = -1;
+
+	scan_clauses = extract_actual_clauses(scan_clauses, false);
+	foreach(lc, scan_clauses)
+	{
+		BoundKind	kind;
+		int			strategy;
+		Expr	   *value;
+
+		if (clause_bound(baserel, foreigntableid, lfirst(lc), &kind, &strategy, &value))
+		{
+			bounds = lappend_int(lappend_int(bounds, kind), strategy);
+			values = lappend(values, value);
+		}
+	}
+
+	/* The payload need not be read where only metadata is asked for. */
+	pull_varattnos((Node *) baserel->reltarget->exprs, baserel->relid, &used);
+	pull_varattnos((Node *) scan_clauses, baserel->relid, &used);
+	while ((attno = bms_next_member(used, attno)) >= 0)
+	{
+		AttrNumber	attnum = attno + FirstLowInvalidHeapAttributeNumber;
+
+		if (attnum == 0 ||
+			(attnum > 0 &&
+			 OptionGet(GetForeignColumnOptions(foreigntableid, attnum), "metadata") == NULL))
+			payload = true;
+	}
+
+	/* All conditions are checked again: bounds only spare reading. */
+	return make_foreignscan(tlist, scan_clauses, baserel->relid, values,
+							list_make2(bounds, makeBoolean(payload)), NIL, NIL, outer_plan);
+}
+
+/* ---- scanning a topic in a session ---- */
+
+typedef struct SessionScan
+{
+	Source	   *source;
+	int64	   *ends;			/* per partition of the assignment: read below it */
+	int			nparts;
+	bool		exhausted;
+	WaitEventSet *waits;
+} SessionScan;
+
+typedef struct StreamScan
+{
+	Stream	   *stream;
+	StreamBatch *batch;			/* the pipeline's, or the session's own */
+	bool		exposed;
+	SessionScan *session;		/* NULL until the first row is asked for */
+	List	   *bounds;
+	List	   *values;			/* ExprState, as bounds */
+	bool		payload;
+	MemoryContext context;
+} StreamScan;
+
+/* First and last-plus-one offset of a partition; its record time from on. */
+typedef struct ScanBounds
+{
+	int64		partition_low;
+	int64		partition_high;
+	int64		low;
+	int64		high;
+	TimestampTz since;
+	bool		nothing;		/* a bound is null: no row can pass */
+} ScanBounds;
+
+static void
+narrow(int64 *low, int64 *high, int strategy, int64 value)
+{
+	switch (strategy)
+	{
+		case BTLessStrategyNumber:
+			*high = Min(*high, value);
+			break;
+		case BTLessEqualStrategyNumber:
+			*high = Min(*high, value == PG_INT64_MAX ? value : value + 1);
+			break;
+		case BTEqualStrategyNumber:
+			*low = Max(*low, value);
+			*high = Min(*high, value == PG_INT64_MAX ? value : value + 1);
+			break;
+		case BTGreaterEqualStrategyNumber:
+			*low = Max(*low, value);
+			break;
+		case BTGreaterStrategyNumber:
+			*low = Max(*low, value == PG_INT64_MAX ? value : value + 1);
+			break;
+	}
+}
+
+static int64
+bound_value(Oid typid, Datum value)
+{
+	switch (typid)
+	{
+		case INT2OID:
+			return DatumGetInt16(value);
+		case INT4OID:
+			return DatumGetInt32(value);
+		default:
+			return DatumGetInt64(value);	/* timestamptz, too */
+	}
+}
+
+static void
+evaluate_bounds(ForeignScanState *node, StreamScan *scan, ScanBounds *bounds)
+{
+	ExprContext *econtext = node->ss.ps.ps_ExprContext;
+	int64		since_high = PG_INT64_MAX;
+	ListCell   *lc;
+	int			i = 0;
+
+	bounds->partition_low = bounds->low = 0;
+	bounds->partition_high = bounds->high = PG_INT64_MAX;
+	bounds->since = DT_NOBEGIN;
+	bounds->nothing = false;
+	foreach(lc, scan->values)
+	{
+		ExprState  *state = lfirst(lc);
+		BoundKind	kind = list_nth_int(scan->bounds, i++);
+		int			strategy = list_nth_int(scan->bounds, i++);
+		bool		isnull;
+		Datum		value = ExecEvalExprSwitchContext(state, econtext, &isnull);
+		int64		bound;
+
+		if (isnull)
+		{
+			bounds->nothing = true;
+			return;
+		}
+		bound = bound_value(exprType((Node *) state->expr), value);
+		switch (kind)
+		{
+			case BOUND_PARTITION:
+				narrow(&bounds->partition_low, &bounds->partition_high, strategy, bound);
+				break;
+			case BOUND_OFFSET:
+				narrow(&bounds->low, &bounds->high, strategy, bound);
+				break;
+			case BOUND_TIMESTAMP:
+				/* Records may be out of order: only where to begin can be told. */
+				narrow(&bounds->since, &since_high, strategy, bound);
+				break;
+		}
+	}
+}
+
+/* Partitions worth reading, with their first offset; ends as of now. */
+static void
+session_assign(StreamScan *scan, const ScanBounds *bounds)
+{
+	SessionScan *session = scan->session;
+	Stream	   *stream = scan->stream;
+	List	   *parts = NIL;
+	KafkaPartition *assignment;
+	ListCell   *lc;
+
+	for (int topic = 0; topic < stream->ntopics && !bounds->nothing; topic++)
+	{
+		int32		n = SourceCountPartitions(session->source, topic, ASK_TIMEOUT_MS);
+
+		for (int32 p = 0; p < n; p++)
+		{
+			KafkaPartition *part;
+			int64		low;
+			int64		high;
+
+			if (p < bounds->partition_low || p >= bounds->partition_high)
+				continue;
+			SourceWatermarks(session->source, topic, p, ASK_TIMEOUT_MS, &low, &high);
+			low = Max(low, bounds->low);
+			high = Min(high, bounds->high);
+			if (low < high && !TIMESTAMP_IS_NOBEGIN(bounds->since))
+				low = Max(low, SourceOffsetForTime(session->source, topic, p, bounds->since,
+												   ASK_TIMEOUT_MS));
+			if (low >= high)
+				continue;
+			part = palloc0(sizeof(KafkaPartition));
+			part->topic = topic;
+			part->partition = p;
+			part->next_offset = low;
+			part->end_offset = high;
+			parts = lappend(parts, part);
+		}
+	}
+
+	session->nparts = list_length(parts);
+	session->exhausted = session->nparts == 0;
+	session->ends = palloc(sizeof(int64) * Max(session->nparts, 1));
+	assignment = palloc(sizeof(KafkaPartition) * Max(session->nparts, 1));
+	foreach(lc, parts)
+	{
+		assignment[foreach_current_index(lc)] = *(KafkaPartition *) lfirst(lc);
+		session->ends[foreach_current_index(lc)] = ((KafkaPartition *) lfirst(lc))->end_offset;
+	}
+	if (!session->exhausted)
+		SourceAssign(session->source, assignment, session->nparts);
+}
+
+static void
+session_open(ForeignScanState *node, StreamScan *scan)
+{
+	MemoryContext old = MemoryContextSwitchTo(scan->context);
+	ScanBounds	bounds;
+
+	scan->session = palloc0(sizeof(SessionScan));
+	scan->batch = BatchCreate(scan->stream, SESSION_BATCH);
+	scan->batch->payload_wanted = scan->payload && scan->stream->payload_columns;
+	scan->session->source = SourceOpen(&scan->stream->source);
+	evaluate_bounds(node, scan, &bounds);
+	session_assign(scan, &bounds);
+	MemoryContextSwitchTo(old);
+}
+
+/* Where the record stands, for messages. */
+static void
+record_context(StreamScan *scan, const Record *record, char *text, size_t len)
+{
+	snprintf(text, len, "stream \"%s\", topic \"%s\", partition %d, offset " INT64_FORMAT,
+			 scan->stream->name, scan->stream->topics[record->topic],
+			 record->partition, record->offset);
+}
+
+/* Has everything below the ends been delivered? Throws for what stops a partition. */
+static bool
+session_finished(StreamScan *scan)
+{
+	SessionScan *session = scan->session;
+	int			nparts;
+	const KafkaPartition *parts = SourceAssignment(session->source, &nparts);
+	bool		finished = true;
+
+	for (int i = 0; i < nparts; i++)
+	{
+		if (parts[i].next_offset >= session->ends[i] || parts[i].at_end)
+			continue;
+		finished = false;
+		if (parts[i].fault != KAFKA_FAULT_NONE)
+			ereport(ERROR,
+					(errcode(parts[i].fault == KAFKA_FAULT_CORRUPT ?
+							 ERRCODE_DATA_CORRUPTED : ERRCODE_CONNECTION_FAILURE),
+					 errmsg("could not read topic \"%s\", partition %d: %s",
+							scan->stream->topics[parts[i].topic], parts[i].partition,
+							parts[i].message)));
+	}
+	return finished;
+}
+
+/* Sleep until the source has something, the time is up, or an interrupt comes. */
+static void
+session_wait(SessionScan *session)
+{
+	int			fd = SourceFd(session->source);
+	WaitEvent	event;
+
+	if (fd < 0)
+		return;
+	if (session->waits == NULL)
+	{
+		session->waits = CreateWaitEventSet(CurrentResourceOwner, 3);
+		AddWaitEventToSet(session->waits, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+		AddWaitEventToSet(session->waits, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+		AddWaitEventToSet(session->waits, WL_SOCKET_READABLE, fd, NULL, NULL);
+	}
+	(void) WaitEventSetWait(session->waits, 1000, &event, 1,
+							WaitEventExtensionNew("HybridiotScan"));
+	ResetLatch(MyLatch);
+	CHECK_FOR_INTERRUPTS();
+}
+
+/* The next records into the session's batch; false: that was all. */
+static bool
+session_fetch(StreamScan *scan)
+{
+	SessionScan *session = scan->session;
+	StreamBatch *batch = scan->batch;
+	MemoryContext old = MemoryContextSwitchTo(scan->context);
+	TimestampTz give_up = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ASK_TIMEOUT_MS);
+
+	BatchReset(batch);
+	SourceRelease(session->source);
+	while (!session->exhausted)
+	{
+		CHECK_FOR_INTERRUPTS();
+		SourceDrainFd(session->source);
+		batch->nrecords = SourcePoll(session->source, batch->records, batch->capacity, 0);
+		if (batch->nrecords > 0)
+			break;
+		if (session_finished(scan))
+			session->exhausted = true;
+		else if (GetCurrentTimestamp() > give_up)
+			ereport(ERROR,
+					(errcode(ERRCODE_CONNECTION_FAILURE),
+					 errmsg("brokers of stream \"%s\" do not answer", scan->stream->name),
+					 SourceError(session->source)[0] ? errdetail("%s", SourceError(session->source)) : 0));
+		else
+			session_wait(session);
+	}
+	if (batch->nrecords > 0)
+		BatchDecode(batch, 0, DT_NOEND);
+	batch->cursor = 0;
+	batch->last = batch->nrecords;
+	MemoryContextSwitchTo(old);
+	return batch->nrecords > 0;
+}
+
+/* Is a record beyond the end that the scan set out to read? */
+static bool
+beyond_end(StreamScan *scan, const Record *record)
+{
+	int			nparts;
+	const KafkaPartition *parts = SourceAssignment(scan->session->source, &nparts);
+
+	for (int i = 0; i < nparts; i++)
+		if (parts[i].topic == record->topic && parts[i].partition == record->partition)
+			return record->offset >= scan->session->ends[i];
+	return true;
+}
+
+/* ---- executor callbacks ---- */
+
+static void
+begin_scan(ForeignScanState *node, int eflags)
+{
+	ForeignScan *plan = (ForeignScan *) node->ss.ps.plan;
+	EState	   *estate = node->ss.ps.state;
+	Oid			relid = RelationGetRelid(node->ss.ss_currentRelation);
+	StreamScan *scan;
+	Oid			userid;
+
+	if (strcmp(StreamWrapper(relid), KAFKA_WRAPPER) != 0)
+		(void) StreamOpen(relid, GetUserId());	/* says why not */
+
+	scan = palloc0(sizeof(StreamScan));
+	node->fdw_state = scan;
+	scan->bounds = linitial(plan->fdw_private);
+	scan->payload = boolVal(lsecond(plan->fdw_private));
+	scan->values = ExecInitExprList(plan->fdw_exprs, (PlanState *) node);
+	if (eflags & EXEC_FLAG_EXPLAIN_ONLY)
+		return;
+
+	if (InPipeline)
+	{
+		StreamBatch *batch = ExposedBatch;
+
+		/* Only the pipeline's own statement, known by the address of its text, and once. */
+		if (batch == NULL || batch->stream->relid != relid || batch->estate != NULL ||
+			estate->es_sourceText != batch->query_string)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("stream \"%s\" cannot be scanned here", RelationGetRelationName(node->ss.ss_currentRelation)),
+					 errdetail("A pipeline reads its own stream once, in its own statement."),
+					 errhint("Use a table that another pipeline fills.")));
+		batch->estate = estate;
+		batch->cursor = batch->first;
+		scan->batch = batch;
+		scan->stream = batch->stream;
+		scan->exposed = true;
+		return;
+	}
+
+	userid = SCAN_CHECK_AS_USER(plan, estate);
+	if (!OidIsValid(userid))
+		userid = GetUserId();
+	scan->context = AllocSetContextCreate(estate->es_query_cxt, "hybridiot scan",
+										  ALLOCSET_DEFAULT_SIZES);
+	{
+		MemoryContext old = MemoryContextSwitchTo(scan->context);
+
+		scan->stream = StreamOpen(relid, userid);
+		MemoryContextSwitchTo(old);
+	}
+}
+
+static TupleTableSlot *
+deliver(StreamScan *scan, int number, TupleTableSlot *slot)
+{
+	StreamBatch *batch = scan->batch;
+	int			natts = scan->stream->tupdesc->natts;
+
+	memcpy(slot->tts_values, batch->values + (Size) number * natts, sizeof(Datum) * natts);
+	memcpy(slot->tts_isnull, batch->isnull + (Size) number * natts, sizeof(bool) * natts);
+	ExecStoreVirtualTuple(slot);
+	ItemPointerSet(&slot->tts_tid, number, 1);
+	batch->delivered = number;
+	return slot;
+}
+
+static TupleTableSlot *
+iterate_exposed(StreamScan *scan, TupleTableSlot *slot)
+{
+	StreamBatch *batch = scan->batch;
+
+	while (batch->cursor < batch->last)
+	{
+		int			number = batch->cursor++;
+
+		if (batch->status[number] == RECORD_GOOD)
+			return deliver(scan, number, slot);
+	}
+	return slot;
+}
+
+static TupleTableSlot *
+iterate_scan(ForeignScanState *node)
+{
+	StreamScan *scan = node->fdw_state;
+	TupleTableSlot *slot = node->ss.ss_ScanTupleSlot;
+
+	ExecClearTuple(slot);
+	if (scan->exposed)
+		return iterate_exposed(scan, slot);
+
+	if (scan->session == NULL)
+		session_open(node, scan);
+	for (;;)
+	{
+		StreamBatch *batch = scan->batch;
+
+		while (batch->cursor < batch->last)
+		{
+			int			number = batch->cursor++;
+			char		place[256];
+
+			if (beyond_end(scan, &batch->records[number]))
+				continue;
+			if (batch->status[number] == RECORD_GOOD)
+				return deliver(scan, number, slot);
+			record_context(scan, &batch->records[number], place, sizeof(place));
+			ereport(ERROR,
+					(errcode(batch->errors[number]->sqlstate),
+					 errmsg("undecodable record: %s", batch->errors[number]->message),
+					 errdetail("It stands at %s.", place),
+					 errhint("Select only metadata columns to look at it, or leave it out by conditions on partition and offset. A pipeline would set it aside as a dead letter.")));
+		}
+		if (!session_fetch(scan))
+			return slot;
+	}
+}
+
+static void
+session_close(StreamScan *scan)
+{
+	if (scan->session == NULL)
+		return;
+	if (scan->session->waits)
+		FreeWaitEventSet(scan->session->waits);
+	SourceClose(scan->session->source);
+	scan->session = NULL;
+	scan->batch = NULL;
+}
+
+static void
+rescan(ForeignScanState *node)
+{
+	StreamScan *scan = node->fdw_state;
+
+	/* A topic is read again from the start: bounds may have other values now. */
+	if (scan->exposed)
+		scan->batch->cursor = scan->batch->first;
+	else
+		session_close(scan);
+}
+
+static void
+end_scan(ForeignScanState *node)
+{
+	StreamScan *scan = node->fdw_state;
+
+	if (scan == NULL)
+		return;
+	if (scan->exposed)
+		scan->batch->estate = NULL;
+	else if (scan->context)
+	{
+		session_close(scan);
+		MemoryContextDelete(scan->context);
+	}
+}
+
+static void
+explain_scan(ForeignScanState *node, ExplainState *es)
+{
+	StreamScan *scan = node->fdw_state;
+	ForeignTable *table = GetForeignTable(RelationGetRelid(node->ss.ss_currentRelation));
+	static const char *const names[] = {"partition", "offset", "timestamp"};
+	static const char *const operators[] = {"", "<", "<=", "=", ">=", ">"};
+	StringInfoData text;
+
+	ExplainPropertyText("Topic", OptionGet(table->options, "topic"), es);
+	initStringInfo(&text);
+	for (int i = 0; i + 1 < list_length(scan->bounds); i += 2)
+		appendStringInfo(&text, "%s%s %s", text.len ? ", " : "",
+						 names[list_nth_int(scan->bounds, i)],
+						 operators[list_nth_int(scan->bounds, i + 1)]);
+	if (text.len)
+		ExplainPropertyText("Seeks", text.data, es);
+}
+
+/* Called for every write to a stream while it is planned. */
+static List *
+plan_modify(PlannerInfo *root, ModifyTable *plan, Index resultRelation, int subplan_index)
+{
+	RangeTblEntry *rte = planner_rt_fetch(resultRelation, root);
+
+	if (plan->operation == CMD_INSERT)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("cannot insert into stream \"%s\"", get_rel_name(rte->relid)),
+				 errhint("Publishing to streams is not supported yet.")));
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("cannot change stream \"%s\"", get_rel_name(rte->relid)),
+			 errhint("A log is only read: UPDATE and DELETE have no meaning for it.")));
+	return NIL;
+}
+
+/* ---- SQL functions ---- */
+
+static Datum
+make_handler(void)
+{
+	FdwRoutine *routine = makeNode(FdwRoutine);
+
+	routine->GetForeignRelSize = get_rel_size;
+	routine->GetForeignPaths = get_paths;
+	routine->GetForeignPlan = get_plan;
+	routine->BeginForeignScan = begin_scan;
+	routine->IterateForeignScan = iterate_scan;
+	routine->ReScanForeignScan = rescan;
+	routine->EndForeignScan = end_scan;
+	routine->ExplainForeignScan = explain_scan;
+	routine->PlanForeignModify = plan_modify;
+	return PointerGetDatum(routine);
+}
+
+PG_FUNCTION_INFO_V1(hybridiot_kafka_handler);
+Datum
+hybridiot_kafka_handler(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_DATUM(make_handler());
+}
+
+PG_FUNCTION_INFO_V1(hybridiot_amqp_handler);
+Datum
+hybridiot_amqp_handler(PG_FUNCTION_ARGS)
+{
+	PG_RETURN_DATUM(make_handler());
+}
+
+/* The name of an option as the library's property. */
+static void
+property_name(const char *option, char *property, size_t len)
+{
+	strlcpy(property, option, len);
+	for (char *c = property; *c; c++)
+		if (*c == '_')
+			*c = '.';
+}
+
+static bool
+kafka_extra_allowed(const char *name)
+{
+	char		property[128];
+
+	property_name(name, property, sizeof(property));
+	return strchr(name, '.') == NULL && KafkaPropertyAllowed(property);
+}
+
+static bool
+kafka_extra_check(const char *name, const char *value, char *errbuf, size_t errlen)
+{
+	char		property[128];
+
+	property_name(name, property, sizeof(property));
+	return KafkaPropertyCheck(property, value, errbuf, errlen);
+}
+
+PG_FUNCTION_INFO_V1(hybridiot_kafka_validator);
+
+/* kafka_validator(options, catalog): HV00D for unknown options, 22023 for bad values, 42501 for files */
+Datum
+hybridiot_kafka_validator(PG_FUNCTION_ARGS)
+{
+	static const OptionExtras extras = {
+		.allowed = kafka_extra_allowed,
+		.check = kafka_extra_check,
+		.names = KafkaAllowedProperties
+	};
+
+	OptionsValidate(KAFKA_WRAPPER, untransformRelOptions(PG_GETARG_DATUM(0)),
+					PG_GETARG_OID(1), &extras);
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(hybridiot_amqp_validator);
+
+/* amqp_validator(options, catalog): as kafka_validator */
+Datum
+hybridiot_amqp_validator(PG_FUNCTION_ARGS)
+{
+	OptionsValidate(AMQP_WRAPPER, untransformRelOptions(PG_GETARG_DATUM(0)),
+					PG_GETARG_OID(1), NULL);
+	PG_RETURN_VOID();
+}

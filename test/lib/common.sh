@@ -1,0 +1,57 @@
+# Sourced by the scripts of test/: where things are, and how to become who is needed.
+# shellcheck shell=bash disable=SC2034 # what is set here is used by those who source it
+set -euo pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+
+# Downloads and what is compiled from them live outside the checkout, where user
+# postgres can read them too: its home is not root's.
+if [ -z "${HYBRIDIOT_CACHE-}" ]; then
+	if [ "$(id -u)" = 0 ]; then
+		HYBRIDIOT_CACHE=/var/cache/hybridiot
+	else
+		HYBRIDIOT_CACHE=${XDG_CACHE_HOME:-$HOME/.cache}/hybridiot
+	fi
+fi
+export HYBRIDIOT_CACHE
+
+kafka_version=4.3.1
+artemis_version=2.55.0
+kafka_jars=$HYBRIDIOT_CACHE/kafka-$kafka_version
+artemis_jars=$HYBRIDIOT_CACHE/artemis-$artemis_version
+
+# Broken tools must not hide behind a python of the user's: Debian's modules are for Debian's.
+python=/usr/bin/python3
+
+die() {
+	echo "${0##*/}: $*" >&2
+	exit 1
+}
+
+as_root() {
+	if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
+# PostgreSQL's programs refuse root.
+as_postgres() {
+	if [ "$(id -u)" = 0 ]; then runuser -u postgres -- "$@"; else "$@"; fi
+}
+
+# copy_tree DIR: the sources as they stand, committed or not, without what was built from them.
+copy_tree() {
+	mkdir -p "$1"
+	tar -C "$root" -cf - --exclude=./.git --exclude=./results --exclude=node_modules --exclude=tmp_check \
+		--exclude='*.o' --exclude='*.so' --exclude='./hybridiot--*.sql' . | tar -C "$1" -xf -
+}
+
+# One line for each file that npm's result depends on.
+fleet_modules() {
+	echo "$HYBRIDIOT_CACHE/fleet-$(cat "$root"/test/fleet/package*.json | sha256sum | cut -c1-12)"
+}
+
+# count_regress LOG: "PASSED FAILED" of pg_regress's output, which is TAP from PostgreSQL 17 on.
+count_regress() {
+	awk '/^ok [0-9]/ || /^(test|    ) .* ok +[0-9]+ ms/ { passed++ }
+		/^not ok [0-9]/ || /^(test|    ) .* FAILED/ { failed++ }
+		END { print passed + 0, failed + 0 }' "$1"
+}

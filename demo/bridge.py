@@ -102,7 +102,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument('--broker', required=True, metavar='URL', help='AMQP broker, amqp://HOST:PORT')
     parser.add_argument('--user')
-    parser.add_argument('--password')
+    parser.add_argument('--password-file', type=lambda path: open(path).read().strip(), dest='password')
     parser.add_argument('--address', default='telemetry')
     parser.add_argument('--kafka', required=True, metavar='HOST:PORT', help='bootstrap servers')
     parser.add_argument('--topic', default='iot-temperature')

@@ -1,7 +1,8 @@
 -- The whole application: two servers, one stream, three tables, three pipelines.
--- Typed by the role "engineer", which is no superuser.  The variables (where the
--- brokers are) come from demo/run.
+-- Typed by the role "engineer", which is no superuser.  Where the brokers are comes
+-- from demo/run.
 \set ON_ERROR_STOP on
+\getenv password HYBRIDIOT_BROKER_PASSWORD
 
 -- Where the readings come from: a Kafka topic is a foreign table.
 
@@ -23,7 +24,7 @@ CREATE FOREIGN TABLE telemetry (
 
 CREATE SERVER actuators FOREIGN DATA WRAPPER hybridiot_amqp
   OPTIONS (host '127.0.0.1', port :'amqp_port', peer 'broker');
-CREATE USER MAPPING FOR CURRENT_USER SERVER actuators OPTIONS (user :'amqp_user', password :'amqp_password');
+CREATE USER MAPPING FOR CURRENT_USER SERVER actuators OPTIONS (user 'hybridiot', password :'password');
 ALTER DATABASE plant SET hybridiot.command_server = 'actuators';
 
 -- Every reading, as it is.

@@ -159,7 +159,7 @@ def main():
     parser.add_argument('--gateway', required=True, metavar='HOST:PORT', help='UDP address of the gateway')
     parser.add_argument('--broker', required=True, metavar='URL', help='AMQP broker, amqp://HOST:PORT')
     parser.add_argument('--user')
-    parser.add_argument('--password')
+    parser.add_argument('--password-file', type=lambda path: open(path).read().strip(), dest='password')
     parser.add_argument('--address', default='command/{device}')
     parser.add_argument('--presses', type=int, default=6)
     parser.add_argument('--seconds', type=float, default=40, help='how long the thermometers send')

@@ -91,7 +91,7 @@ def main():
     parser.add_argument('--listen', required=True, metavar='HOST:PORT', help='UDP address for the sensors')
     parser.add_argument('--broker', required=True, metavar='URL', help='AMQP broker, amqp://HOST:PORT')
     parser.add_argument('--user')
-    parser.add_argument('--password')
+    parser.add_argument('--password-file', type=lambda path: open(path).read().strip(), dest='password')
     parser.add_argument('--address', default='telemetry')
     parser.add_argument('--site', default='hall-1')
     options = parser.parse_args()

@@ -490,7 +490,7 @@ CatalogReadPositions(int32 id, MemoryContext context, int *n)
 }
 
 void
-CatalogDeletePositions(int32 id)
+CatalogForgetProgress(int32 id)
 {
 	static CatalogQuery positions = {
 		.sql = "DELETE FROM hybridiot.pipeline_position WHERE pipeline = $1",
@@ -500,12 +500,17 @@ CatalogDeletePositions(int32 id)
 		.sql = "DELETE FROM hybridiot.pipeline_progress WHERE pipeline = $1",
 		.nargs = 1,.argtypes = {INT4OID}
 	};
+	static CatalogQuery groups = {
+		.sql = "DELETE FROM hybridiot.window_group WHERE pipeline = $1",
+		.nargs = 1,.argtypes = {INT4OID}
+	};
 	CatalogScope scope;
 	Datum		values[] = {Int32GetDatum(id)};
 
 	CatalogEnter(&scope);
 	CatalogExecute(&positions, values, NULL, 0);
 	CatalogExecute(&progress, values, NULL, 0);
+	CatalogExecute(&groups, values, NULL, 0);
 	CatalogLeave(&scope);
 }
 

@@ -137,7 +137,8 @@ extern void CatalogSetEnabled(int32 id, bool enabled);	/* also clears the failur
 extern void CatalogSetFailure(int32 id, const char *reason);
 
 extern PositionRow *CatalogReadPositions(int32 id, MemoryContext context, int *n);
-extern void CatalogDeletePositions(int32 id);
+/* Positions, event time and groups: the pipeline begins anew at its start_at. */
+extern void CatalogForgetProgress(int32 id);
 /* Compare-and-set all of them; false if one was not what it must be (nothing is said of the others: abort). */
 extern bool CatalogMovePositions(int32 id, Oid stream, const PositionMove *moves, int n);
 

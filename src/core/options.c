@@ -76,6 +76,7 @@ static const OptionRule rules[] = {
 	{K, ForeignTableRelationId, "topic", OPT_NAME, true},
 	{K, ForeignTableRelationId, "format", OPT_CHOICE, false, "json"},
 	{K, ForeignTableRelationId, "event_time", OPT_NAME},
+	{K, ForeignTableRelationId, "compacted", OPT_BOOL},
 	{K, ForeignTableRelationId, "max_future", OPT_INTERVAL},
 	{K, ForeignTableRelationId, "source", OPT_NAME},
 

@@ -39,27 +39,100 @@ typedef struct Pipeline
 	Stream	   *stream;
 	Source	   *source;
 	StreamBatch *batch;
-	PartitionState *parts;
+	PartitionState *parts;		/* by topic, then partition, none left out */
 	int			nparts;
+	int		   *topic_base;		/* place in parts of each topic's partition 0 */
 	SPIPlanPtr	plan;			/* per batch: the statement */
+	bool		is_merge;
+	bool		in_session;		/* run_pipeline() */
 	Rollup	   *rollup;			/* windowed */
 	bool		has_clock;		/* run_pipeline's wall_clock was given */
 	TimestampTz clock;
 	int			errors_in_row;	/* records set aside since the last good one */
+	TimestampTz refreshed_at;	/* when partitions were counted last */
+	char	   *signature;		/* of all definitions it was opened from */
+
+	/* windowed, while a bad record is looked for */
+	int			piece;			/* records between checkpoints; 0: as configured */
+	List	   *rejected;		/* of RejectedRecord, in TopMemoryContext-like context */
+	TimestampTz checkpoint_at;	/* of the last one */
+	int			since_checkpoint;	/* records taken since then */
+	int			dead_since_checkpoint;
 } Pipeline;
 
 /* The clock of this pipeline: wall_clock if given, the system's otherwise. */
 extern TimestampTz PipelineNow(Pipeline *pipeline);
 /* The partition a record belongs to. */
 extern PartitionState *PipelinePartition(Pipeline *pipeline, const Record *record);
+
+/* ---- pipeline.c: opening, positions, dead letters ---- */
+
 /*
- * Write positions of all changed partitions (compare-and-set) and, once committed, note
- * them as stored with PipelinePositionsStored(). ereport 40001 if another worker moved them.
+ * Open a pipeline from its stored definition, in a context of its own: stream, positions,
+ * statement or rollup. In a transaction; no network. NULL when it is gone.
+ */
+extern Pipeline *PipelineOpen(int32 id, bool in_session);
+/*
+ * Reach the log: partitions are counted, new ones get a position (stored here when there is one to
+ * store), everything is assigned. In a worker outside transactions.
+ */
+extern void PipelineConnect(Pipeline *pipeline);
+/* NULL allowed; never throws. */
+extern void PipelineClose(Pipeline *pipeline);
+/* Back to the stored positions: in memory and at the source. In a transaction. */
+extern void PipelineRewind(Pipeline *pipeline);
+/* Does the catalog still say what the pipeline was opened from? In a transaction. */
+extern bool PipelineUnchanged(Pipeline *pipeline);
+/* Have partitions been added since PipelineConnect()? Asks the broker at most every PARTITION_REFRESH_MS. */
+extern bool PipelinePartitionsAdded(Pipeline *pipeline);
+
+/* Take over what the source knows of partitions (ends, progress past gaps); ereport for faults. */
+extern void PipelineHearSource(Pipeline *pipeline);
+/* Move next_offset past the batch's records [first, last), or past control records where all is read. */
+extern void PipelineAdvancePositions(Pipeline *pipeline, int first, int last);
+/*
+ * Write positions of all changed partitions (compare-and-set); note them as
+ * stored with PipelinePositionsStored() once committed. ereport 40001 if another
+ * worker moved them.
  */
 extern void PipelineWritePositions(Pipeline *pipeline);
 extern void PipelinePositionsStored(Pipeline *pipeline);
-/* Write one dead letter per record of the batch whose status is not good, [first, last). Returns how many. */
+/*
+ * Write one dead letter per record of the batch whose status is not good,
+ * [first, last). ereport 55000 when on_error or max_errors say stop. Returns how many.
+ */
 extern int	PipelineWriteDeadRecords(Pipeline *pipeline, int first, int last);
+/* The same judgement without writing, for those that write dead letters themselves. */
+extern int	PipelineCountDeadRecords(Pipeline *pipeline, int first, int last);
+extern void PipelineNotify(Pipeline *pipeline);
+
+/* ---- apply.c ---- */
+
+/*
+ * Run the statement over records [first, nrecords) of the batch, in the open (sub)transaction, finding bad
+ * records; writes dead letters and positions. Returns the end of what was applied, which is short
+ * of nrecords when the transaction should be committed before going on. *rows: rows written.
+ */
+extern int	ApplyBatch(Pipeline *pipeline, int first, uint64 *rows);
+
+/* ---- ingest.c ---- */
+
+/*
+ * Run a pipeline in this session and transaction up to the present end of its stream;
+ * wall_clock: DT_NOBEGIN for the system's. Returns records read. ereport 55006 while
+ * somebody else runs it.
+ */
+extern int64 PipelineRunInSession(const PipelineDefinition *def, int64 max_records,
+								  TimestampTz wall_clock);
+
+/* Set a record aside in a windowed pipeline: found again by its place. */
+typedef struct RejectedRecord
+{
+	int32		topic;
+	int32		partition;
+	int64		offset;
+	DecodeError error;
+} RejectedRecord;
 
 /* statement.c: parse what the user typed; stream is found, names are resolved. */
 typedef struct Statement
@@ -68,7 +141,6 @@ typedef struct Statement
 	Query	   *query;			/* analyzed, not rewritten */
 	char	   *qualified;		/* pg_get_querydef under pg_catalog */
 	Oid			stream;
-	int			stream_rti;		/* where the stream stands in its query's range table (top-level SELECT of it) */
 	List	   *notices;		/* of char *: what the user should know */
 } Statement;
 

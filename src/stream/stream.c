@@ -296,6 +296,7 @@ StreamOpen(Oid relid, Oid userid)
 	table = GetForeignTable(relid);
 	server = GetForeignServer(table->serverid);
 	stream->max_future_us = OptionIntervalUs(table->options, "max_future", DEFAULT_MAX_FUTURE_US);
+	stream->compacted = OptionBool(table->options, "compacted", false);
 	source_config(stream, table, server, userid);
 	open_columns(stream, table);
 	table_close(rel, AccessShareLock);

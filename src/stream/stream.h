@@ -66,7 +66,8 @@ typedef enum RecordStatus
 	RECORD_UNDECODABLE,
 	RECORD_FUTURE,
 	RECORD_REJECTED,			/* failed in the statement by itself */
-	RECORD_LATE					/* not used in per-batch pipelines */
+	RECORD_LATE,				/* not used in per-batch pipelines */
+	RECORD_SUPERSEDED			/* a newer record of its key is in the batch (compacted) */
 } RecordStatus;
 
 /*

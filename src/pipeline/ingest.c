@@ -1,0 +1,813 @@
+/*
+ * ingest.c
+ *		The pipeline worker: poll -> batch -> apply -> position, one COMMIT.
+ *
+ * The same steps run in a session (run_pipeline), where a unit of work is a
+ * subtransaction instead of a transaction. The network is touched between
+ * units only. An error that lies in a record is dealt with inside a
+ * unit (apply.c) or, in windowed pipelines, by replaying from the last checkpoint in
+ * smaller and smaller pieces. Any other error ends the unit; what it means is
+ * decided at one place, pipeline_error(): try again after a back-off with everything opened anew from the
+ * stored positions, or stop with the reason.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "fmgr.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/proc.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+#include "utils/timestamp.h"
+#include "utils/wait_event.h"
+
+#include "core/clock.h"
+#include "core/compat.h"
+#include "pipeline/pipeline.h"
+#include "pipeline/rollup.h"
+
+#define BACKOFF_FIRST_MS 1000
+#define BACKOFF_MAX_MS 60000
+#define LONGEST_NAP_MS 10000
+#define TABLE_NAP_MS 250		/* a table cannot tell that it grew */
+#define SESSION_PATIENCE_MS 30000	/* until a session gives up on the brokers */
+#define RELEASE_PATIENCE_MS 5000	/* until a paused worker must have left */
+
+extern PGDLLEXPORT void PipelineWorkerMain(Datum main_arg);
+
+static int	backoff_ms = 0;		/* of this worker; a commit resets it */
+
+/* ---- units of work ---- */
+
+typedef struct Unit
+{
+	MemoryContext context;
+	ResourceOwner owner;
+} Unit;
+
+static void
+unit_begin(Pipeline *pipeline, Unit *unit)
+{
+	unit->context = CurrentMemoryContext;
+	unit->owner = CurrentResourceOwner;
+	if (pipeline->in_session)
+	{
+		BeginInternalSubTransaction(NULL);
+		MemoryContextSwitchTo(unit->context);
+	}
+	else
+		WorkerBegin(pipeline->def->name);
+}
+
+static void
+unit_commit(Pipeline *pipeline, Unit *unit)
+{
+	if (pipeline->in_session)
+	{
+		ReleaseCurrentSubTransaction();
+		CurrentResourceOwner = unit->owner;
+	}
+	else
+	{
+		WorkerCommit();
+		backoff_ms = 0;
+	}
+	MemoryContextSwitchTo(unit->context);
+}
+
+static void
+unit_abort(Pipeline *pipeline, Unit *unit)
+{
+	InPipeline = false;
+	ExposedBatch = NULL;
+	if (pipeline->in_session)
+	{
+		RollbackAndReleaseCurrentSubTransaction();
+		CurrentResourceOwner = unit->owner;
+	}
+	else
+		WorkerAbort();
+	MemoryContextSwitchTo(unit->context);
+}
+
+static void
+count(Pipeline *pipeline, int records, uint64 rows, int dead)
+{
+	WorkerSlot *slot = MyWorkerSlot;
+
+	if (slot == NULL)
+		return;
+	pg_atomic_fetch_add_u64(&slot->records, records);
+	pg_atomic_fetch_add_u64(&slot->rows, rows);
+	pg_atomic_fetch_add_u64(&slot->dead_letters, dead);
+	pg_atomic_fetch_add_u64(&slot->batches, 1);
+	pg_atomic_write_u64(&slot->last_commit_at, (uint64) GetCurrentTimestamp());
+}
+
+static int
+dead_in(StreamBatch *batch, int first, int last)
+{
+	int			n = 0;
+
+	for (int i = first; i < last; i++)
+		n += batch->status[i] != RECORD_GOOD && batch->status[i] != RECORD_SUPERSEDED;
+	return n;
+}
+
+static void
+finish_batch(Pipeline *pipeline)
+{
+	BatchReset(pipeline->batch);
+	SourceRelease(pipeline->source);
+}
+
+/* ---- per batch ---- */
+
+static void
+apply_batch(Pipeline *pipeline)
+{
+	int			first = 0;
+
+	while (first < pipeline->batch->nrecords)
+	{
+		Unit		unit;
+		uint64		rows = 0;
+		int			last;
+
+		unit_begin(pipeline, &unit);
+		last = ApplyBatch(pipeline, first, &rows);
+		unit_commit(pipeline, &unit);
+		PipelinePositionsStored(pipeline);
+		count(pipeline, last - first, rows, dead_in(pipeline->batch, first, last));
+		first = last;
+	}
+	finish_batch(pipeline);
+}
+
+/* Positions that moved without records: only gaps were read. */
+static void
+store_positions(Pipeline *pipeline)
+{
+	Unit		unit;
+
+	unit_begin(pipeline, &unit);
+	PipelineWritePositions(pipeline);
+	unit_commit(pipeline, &unit);
+	PipelinePositionsStored(pipeline);
+}
+
+/* ---- windowed ---- */
+
+static void
+checkpoint(Pipeline *pipeline)
+{
+	TimestampTz now = PipelineNow(pipeline);
+	bool		more = true;
+
+	while (more)
+	{
+		Unit		unit;
+		uint64		rows = 0;
+
+		unit_begin(pipeline, &unit);
+		more = RollupCheckpoint(pipeline, now, &rows);
+		PipelineWritePositions(pipeline);
+		if (rows > 0)
+			PipelineNotify(pipeline);
+		unit_commit(pipeline, &unit);
+		PipelinePositionsStored(pipeline);
+		count(pipeline, pipeline->since_checkpoint, rows, pipeline->dead_since_checkpoint);
+		pipeline->since_checkpoint = pipeline->dead_since_checkpoint = 0;
+	}
+	pipeline->checkpoint_at = GetCurrentTimestamp();
+}
+
+/* Records that were found to be bad in an earlier attempt. */
+static void
+mark_rejected(Pipeline *pipeline)
+{
+	StreamBatch *batch = pipeline->batch;
+	ListCell   *lc;
+
+	foreach(lc, pipeline->rejected)
+	{
+		RejectedRecord *rejected = lfirst(lc);
+
+		for (int i = 0; i < batch->nrecords; i++)
+			if (batch->records[i].offset == rejected->offset &&
+				batch->records[i].partition == rejected->partition &&
+				batch->records[i].topic == rejected->topic)
+				BatchSetError(batch, i, RECORD_REJECTED, rejected->error.sqlstate,
+							  rejected->error.message);
+	}
+}
+
+/* Groups and positions as of the last checkpoint, to be replayed in smaller pieces. */
+static void
+narrow_down(Pipeline *pipeline, ErrorData *error)
+{
+	StreamBatch *batch = pipeline->batch;
+	Unit		unit;
+
+	if (batch->nrecords == 1)
+	{
+		MemoryContext old = MemoryContextSwitchTo(pipeline->context);
+		RejectedRecord *rejected = palloc0(sizeof(RejectedRecord));
+
+		rejected->topic = batch->records[0].topic;
+		rejected->partition = batch->records[0].partition;
+		rejected->offset = batch->records[0].offset;
+		rejected->error.sqlstate = error->sqlerrcode;
+		strlcpy(rejected->error.message, error->message, DECODE_MESSAGE_LEN);
+		pipeline->rejected = lappend(pipeline->rejected, rejected);
+		MemoryContextSwitchTo(old);
+	}
+	pipeline->piece = Max(batch->nrecords / 2, 1);
+	pipeline->since_checkpoint = pipeline->dead_since_checkpoint = 0;
+
+	RollupClose(pipeline->rollup);
+	pipeline->rollup = NULL;
+	unit_begin(pipeline, &unit);
+	PipelineRewind(pipeline);
+	pipeline->rollup = RollupOpen(pipeline);
+	unit_commit(pipeline, &unit);
+}
+
+/* One batch into the groups. False: a record failed, and reading goes on from the last checkpoint. */
+static bool
+advance(Pipeline *pipeline)
+{
+	StreamBatch *batch = pipeline->batch;
+	MemoryContext context = CurrentMemoryContext;
+	ErrorData  *volatile error = NULL;
+	Unit		unit;
+	int			dead;
+
+	unit_begin(pipeline, &unit);
+	PG_TRY();
+	{
+		BatchDecode(batch, 0, PipelineNow(pipeline));
+		mark_rejected(pipeline);
+		batch->first = 0;
+		batch->last = batch->nrecords;
+		RollupAdvance(pipeline, batch);
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		unit_abort(pipeline, &unit);
+	}
+	PG_END_TRY();
+
+	if (error)
+	{
+		ErrorClass	class = ErrorClassify(error->sqlerrcode);
+
+		if (class == ERROR_TRY_AGAIN || class == ERROR_STOP)
+			ThrowErrorData(error);
+		narrow_down(pipeline, error);
+		return false;
+	}
+
+	dead = PipelineCountDeadRecords(pipeline, 0, batch->nrecords);
+	unit_commit(pipeline, &unit);
+	PipelineAdvancePositions(pipeline, 0, batch->nrecords);
+	pipeline->since_checkpoint += batch->nrecords;
+	pipeline->dead_since_checkpoint += dead;
+	finish_batch(pipeline);
+
+	if (pipeline->piece > 0)
+	{
+		checkpoint(pipeline);
+		pipeline->piece = pipeline->piece >= batch->capacity / 2 ? 0 : pipeline->piece * 2;
+	}
+	return true;
+}
+
+/* ---- the loop of a worker ---- */
+
+typedef struct Loop
+{
+	WaitEventSet *waits;
+	int64		first_at;		/* monotonic ms: when the oldest record of the batch came */
+	bool		troubled;		/* the source had an error when last heard */
+} Loop;
+
+static int
+batch_limit(Pipeline *pipeline)
+{
+	return pipeline->piece > 0 ? Min(pipeline->piece, pipeline->batch->capacity) :
+		pipeline->batch->capacity;
+}
+
+/* Take what has arrived. Returns the number of records. */
+static int
+fill_batch(Pipeline *pipeline, int limit)
+{
+	StreamBatch *batch = pipeline->batch;
+	int			n = 0;
+
+	if (limit > batch->nrecords)
+		n = SourcePoll(pipeline->source, batch->records + batch->nrecords,
+					   limit - batch->nrecords, 0);
+	batch->nrecords += n;
+	PipelineHearSource(pipeline);
+	return n;
+}
+
+/* Say in the view that brokers are away, or back. */
+static void
+report_trouble(Pipeline *pipeline, Loop *loop)
+{
+	const char *error = SourceError(pipeline->source);
+
+	if (error[0] && !loop->troubled)
+	{
+		WorkerSetState(WORKER_RETRYING, error);
+		SlotSetError(MyWorkerSlot, error);
+		pg_atomic_fetch_add_u64(&MyWorkerSlot->retries, 1);
+	}
+	else if (!error[0] && loop->troubled)
+		WorkerSetState(WORKER_RUNNING, NULL);
+	loop->troubled = error[0] != '\0';
+}
+
+static bool
+positions_changed(Pipeline *pipeline)
+{
+	for (int i = 0; i < pipeline->nparts; i++)
+		if (pipeline->parts[i].changed)
+			return true;
+	return false;
+}
+
+static int64
+ms_until(TimestampTz when, TimestampTz now)
+{
+	if (when <= now)
+		return 0;
+	if (when == DT_NOEND)
+		return LONGEST_NAP_MS;
+	return TimestampDifferenceMilliseconds(now, when) + 1;
+}
+
+/* Work that is due though no record came. Returns milliseconds until there may be more. */
+static int64
+idle_work(Pipeline *pipeline, Loop *loop)
+{
+	const PipelineOptions *options = &pipeline->def->options;
+	int64		nap = LONGEST_NAP_MS;
+
+	if (pipeline->batch->nrecords > 0)
+		return Max(loop->first_at + options->batch_delay_us / 1000 - ClockMonotonicMs(), 0);
+
+	PipelineAdvancePositions(pipeline, 0, 0);
+	if (pipeline->rollup)
+	{
+		TimestampTz now = PipelineNow(pipeline);
+		TimestampTz due = TimestampTzPlusMilliseconds(pipeline->checkpoint_at, options->checkpoint_us / 1000);
+
+		if (RollupCheckpointDue(pipeline, now))
+		{
+			/* A clock that was set back must not keep us waiting. */
+			if (due <= now || pipeline->checkpoint_at > now)
+				checkpoint(pipeline);
+			else
+				nap = ms_until(due, now);
+		}
+		nap = Min(nap, ms_until(RollupNextDeadline(pipeline, now), now));
+	}
+	else if (positions_changed(pipeline))
+		store_positions(pipeline);
+	if (SourceFd(pipeline->source) < 0)
+		nap = Min(nap, TABLE_NAP_MS);
+	return nap;
+}
+
+static void
+wait_for_work(Pipeline *pipeline, Loop *loop, int64 nap)
+{
+	WaitEvent	event;
+
+	if (nap > 0)
+		(void) WaitEventSetWait(loop->waits, (long) Min(nap, LONGEST_NAP_MS), &event, 1,
+								WaitEventExtensionNew("HybridiotPipeline"));
+	ResetLatch(MyLatch);
+	SourceDrainFd(pipeline->source);
+}
+
+static bool
+batch_is_due(Pipeline *pipeline, Loop *loop)
+{
+	StreamBatch *batch = pipeline->batch;
+
+	return batch->nrecords >= batch_limit(pipeline) ||
+		(batch->nrecords > 0 &&
+		 ClockMonotonicMs() - loop->first_at >= pipeline->def->options.batch_delay_us / 1000);
+}
+
+static bool
+still_the_same(Pipeline *pipeline)
+{
+	bool		same;
+
+	WorkerBegin("reading definitions");
+	same = PipelineUnchanged(pipeline);
+	WorkerCommit();
+	return same;
+}
+
+static void
+take_batch(Pipeline *pipeline)
+{
+	const PipelineOptions *options = &pipeline->def->options;
+
+	if (pipeline->rollup == NULL)
+	{
+		apply_batch(pipeline);
+		return;
+	}
+	if (advance(pipeline) && pipeline->piece == 0)
+	{
+		TimestampTz now = PipelineNow(pipeline);
+
+		if ((now - pipeline->checkpoint_at >= options->checkpoint_us || pipeline->checkpoint_at > now) &&
+			RollupCheckpointDue(pipeline, now))
+			checkpoint(pipeline);
+	}
+}
+
+/* Until the definition changes. Errors are thrown. */
+static void
+run_loop(Pipeline *pipeline, Loop *loop)
+{
+	for (;;)
+	{
+		int			n;
+
+		WorkerCheck();
+		if (WorkerReloadRequested() && !still_the_same(pipeline))
+			return;
+		if (PipelinePartitionsAdded(pipeline))
+			return;
+
+		n = fill_batch(pipeline, batch_limit(pipeline));
+		if (n > 0 && n == pipeline->batch->nrecords)
+			loop->first_at = ClockMonotonicMs();
+		report_trouble(pipeline, loop);
+		if (batch_is_due(pipeline, loop))
+			take_batch(pipeline);
+		else if (n == 0)
+			wait_for_work(pipeline, loop, idle_work(pipeline, loop));
+	}
+}
+
+/* Error context: which pipeline, stream and record. */
+static void
+pipeline_context(void *arg)
+{
+	Pipeline   *pipeline = arg;
+	StreamBatch *batch = pipeline->batch;
+
+	if (batch->delivered >= 0 && batch->delivered < batch->nrecords && InPipeline)
+		errcontext("pipeline \"%s\", stream \"%s\", partition %d, offset " INT64_FORMAT,
+				   pipeline->def->name, pipeline->stream->name,
+				   batch->records[batch->delivered].partition,
+				   batch->records[batch->delivered].offset);
+	else
+		errcontext("pipeline \"%s\", stream \"%s\"", pipeline->def->name, pipeline->stream->name);
+}
+
+/* Stop: the reason is a row, and the manager leaves the pipeline alone until it is resumed. */
+static void
+stop_with_reason(const char *reason)
+{
+	WorkerBegin("stopping");
+	CatalogSetFailure(MyWorkerSlot->object, reason);
+	WakeAtCommit(WAKE_RELOAD);
+	WorkerCommit();
+}
+
+/* What an error means. Returns false when the worker must leave. */
+static bool
+pipeline_error(ErrorData *error)
+{
+	char		reason[HYBRIDIOT_REASON_LEN];
+
+	if (error->detail)
+		snprintf(reason, sizeof(reason), "%s (%s)", error->message, error->detail);
+	else
+		strlcpy(reason, error->message, sizeof(reason));
+	reason[pg_mbcliplen(reason, (int) strlen(reason), sizeof(reason) - 1)] = '\0';
+	SlotSetError(MyWorkerSlot, reason);
+
+	if (ErrorClassify(error->sqlerrcode) != ERROR_TRY_AGAIN)
+	{
+		stop_with_reason(reason);
+		return false;
+	}
+	pg_atomic_fetch_add_u64(&MyWorkerSlot->retries, 1);
+	WorkerSetState(WORKER_RETRYING, reason);
+	return true;
+}
+
+/* Wait out the back-off; a changed definition ends it. */
+static void
+back_off(void)
+{
+	int64		end = ClockMonotonicMs() + BackoffNext(&backoff_ms, BACKOFF_FIRST_MS, BACKOFF_MAX_MS);
+
+	for (;;)
+	{
+		int64		left = end - ClockMonotonicMs();
+
+		WorkerCheck();
+		if (left <= 0 || WorkerReloadRequested())
+			return;
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, (long) left,
+						 WaitEventExtensionNew("HybridiotBackoff"));
+		ResetLatch(MyLatch);
+	}
+}
+
+static Pipeline *
+open_for_worker(void)
+{
+	Pipeline   *pipeline;
+
+	WorkerBegin("opening");
+	pipeline = OidIsValid(CatalogExtension()) ? PipelineOpen(MyWorkerSlot->object, false) : NULL;
+	WorkerCommit();
+	return pipeline;
+}
+
+/* Open, run until something changes, close. False: nothing left to do here. */
+static bool
+serve(MemoryContext context)
+{
+	Pipeline   *volatile pipeline = NULL;
+	ErrorData  *volatile error = NULL;
+	ErrorContextCallback callback;
+	ErrorContextCallback *callbacks = error_context_stack;
+	Loop		loop = {0};
+	bool		go_on = true;
+
+	PG_TRY();
+	{
+		pipeline = open_for_worker();
+		if (pipeline == NULL || !pipeline->def->enabled || pipeline->def->failure)
+			go_on = false;
+		else
+		{
+			callback.callback = pipeline_context;
+			callback.arg = pipeline;
+			callback.previous = error_context_stack;
+			error_context_stack = &callback;
+
+			PipelineConnect(pipeline);
+			MemoryContextSwitchTo(TopMemoryContext);
+			loop.waits = CreateWaitEventSet(NULL, 3);
+			AddWaitEventToSet(loop.waits, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+			AddWaitEventToSet(loop.waits, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+			if (SourceFd(pipeline->source) >= 0)
+				AddWaitEventToSet(loop.waits, WL_SOCKET_READABLE, SourceFd(pipeline->source), NULL, NULL);
+			MemoryContextSwitchTo(context);
+			WorkerSetState(WORKER_RUNNING, NULL);
+			run_loop(pipeline, &loop);
+		}
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		EmitErrorReport();
+		FlushErrorState();
+	}
+	PG_END_TRY();
+
+	error_context_stack = callbacks;
+	InPipeline = false;
+	if (error)
+		WorkerAbort();
+	if (loop.waits)
+		FreeWaitEventSet(loop.waits);
+	PipelineClose(pipeline);
+	MemoryContextSwitchTo(context);
+	if (error)
+	{
+		go_on = pipeline_error(error);
+		if (go_on)
+			back_off();
+	}
+	return go_on;
+}
+
+void
+PipelineWorkerMain(Datum main_arg)
+{
+	MemoryContext context;
+
+	WorkerAttach(main_arg);
+	context = AllocSetContextCreate(TopMemoryContext, "hybridiot worker", ALLOCSET_DEFAULT_SIZES);
+	do
+	{
+		MemoryContextSwitchTo(context);
+		MemoryContextReset(context);
+	} while (serve(context));
+	proc_exit(0);
+}
+
+/* ---- in a session ---- */
+
+/* Has everything below the ends been read? */
+static bool
+session_finished(Pipeline *pipeline, const int64 *ends)
+{
+	int			n;
+	const KafkaPartition *from = SourceAssignment(pipeline->source, &n);
+
+	for (int i = 0; i < n; i++)
+		if (from[i].next_offset < ends[i] && !from[i].at_end)
+			return false;
+	return true;
+}
+
+static void
+session_wait(Pipeline *pipeline, int64 since)
+{
+	int			fd = SourceFd(pipeline->source);
+
+	if (ClockMonotonicMs() - since > SESSION_PATIENCE_MS)
+		ereport(ERROR,
+				(errcode(ERRCODE_CONNECTION_FAILURE),
+				 errmsg("brokers of stream \"%s\" do not answer", pipeline->stream->name),
+				 SourceError(pipeline->source)[0] ? errdetail("%s", SourceError(pipeline->source)) : 0));
+	if (fd >= 0)
+		(void) WaitLatchOrSocket(MyLatch, WL_LATCH_SET | WL_SOCKET_READABLE | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+								 fd, 1000, WaitEventExtensionNew("HybridiotRunPipeline"));
+	ResetLatch(MyLatch);
+	SourceDrainFd(pipeline->source);
+}
+
+static int64
+run_to_end(Pipeline *pipeline, int64 max_records)
+{
+	int64	   *ends = palloc(sizeof(int64) * Max(pipeline->nparts, 1));
+	int64		total = 0;
+	int64		since = ClockMonotonicMs();
+	bool		finished = pipeline->nparts == 0;
+
+	for (int i = 0; i < pipeline->nparts; i++)
+	{
+		int64		low;
+
+		SourceWatermarks(pipeline->source, pipeline->parts[i].topic, pipeline->parts[i].partition,
+						 SESSION_PATIENCE_MS, &low, &ends[i]);
+	}
+	while (!finished && total < max_records)
+	{
+		int			limit = (int) Min(batch_limit(pipeline), max_records - total);
+		int			n;
+
+		CHECK_FOR_INTERRUPTS();
+		n = fill_batch(pipeline, limit);
+		finished = session_finished(pipeline, ends);
+		if (pipeline->batch->nrecords >= limit || (finished && pipeline->batch->nrecords > 0))
+		{
+			int			records = pipeline->batch->nrecords;
+			int			pending = pipeline->since_checkpoint;
+
+			if (pipeline->rollup == NULL)
+				apply_batch(pipeline);
+			else if (!advance(pipeline))
+			{
+				/* What came since the checkpoint is read again. */
+				total -= pending;
+				finished = false;
+				continue;
+			}
+			total += records;
+			since = ClockMonotonicMs();
+		}
+		else if (n == 0 && !finished)
+			session_wait(pipeline, since);
+	}
+	if (pipeline->rollup && RollupCheckpointDue(pipeline, PipelineNow(pipeline)))
+		checkpoint(pipeline);
+	PipelineAdvancePositions(pipeline, 0, 0);
+	if (positions_changed(pipeline))
+		store_positions(pipeline);
+	return total;
+}
+
+/* What run_pipeline() has open, to be closed on errors, too. */
+static Pipeline *session_pipeline = NULL;
+
+/* Close it and give back its slot. */
+static void
+end_session_run(int code, Datum arg)
+{
+	WorkerSlot *slot = MyWorkerSlot;
+
+	InPipeline = false;
+	PipelineClose(session_pipeline);
+	session_pipeline = NULL;
+	if (slot == NULL)
+		return;
+	MyWorkerSlot = NULL;
+	LWLockAcquire(Shared->lock, LW_EXCLUSIVE);
+	SpinLockAcquire(&slot->mutex);
+	slot->pid = 0;
+	slot->latch = NULL;
+	slot->session = false;
+	slot->state = WORKER_STOPPED;
+	SpinLockRelease(&slot->mutex);
+	LWLockRelease(Shared->lock);
+	WakeNow(MyDatabaseId, WAKE_RELOAD);
+}
+
+/* Keep workers and other sessions off this pipeline; 55006 if one is there. */
+static void
+claim_slot(const PipelineDefinition *def)
+{
+	int64		end = ClockMonotonicMs() + RELEASE_PATIENCE_MS;
+
+	if (Shared == NULL)
+		return;
+	for (;;)
+	{
+		WorkerSlot *slot;
+		bool		taken;
+
+		LWLockAcquire(Shared->lock, LW_EXCLUSIVE);
+		slot = SlotTake(WORKER_PIPELINE, MyDatabaseId, def->id, def->name);
+		taken = slot && slot->pid == 0;
+		if (taken)
+		{
+			slot->generation++;	/* a worker on its way here will leave */
+			SpinLockAcquire(&slot->mutex);
+			slot->pid = MyProcPid;
+			slot->latch = MyLatch;
+			slot->session = true;
+			slot->state = WORKER_RUNNING;
+			SpinLockRelease(&slot->mutex);
+			MyWorkerSlot = slot;
+		}
+		LWLockRelease(Shared->lock);
+		if (taken || slot == NULL)
+			return;
+		if (def->enabled || ClockMonotonicMs() > end)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_IN_USE),
+					 errmsg("pipeline \"%s\" is being run by somebody else", def->name),
+					 errhint("Pause it with hybridiot.pause_pipeline first.")));
+
+		/* It was paused and is about to leave. */
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 20,
+						 WaitEventExtensionNew("HybridiotRunPipeline"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+}
+
+/* Run a pipeline in this session up to the present end; wall_clock: DT_NOBEGIN for the system's. */
+int64
+PipelineRunInSession(const PipelineDefinition *def, int64 max_records, TimestampTz wall_clock)
+{
+	int64		total = 0;
+	ErrorContextCallback callback;
+
+	if (InPipeline || MyWorkerSlot != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("run_pipeline cannot be called while a pipeline runs")));
+	claim_slot(def);
+	PG_ENSURE_ERROR_CLEANUP(end_session_run, (Datum) 0);
+	{
+		Pipeline   *pipeline = session_pipeline = PipelineOpen(def->id, true);
+
+		if (pipeline != NULL)
+		{
+			callback.callback = pipeline_context;
+			callback.arg = pipeline;
+			callback.previous = error_context_stack;
+			error_context_stack = &callback;
+			pipeline->has_clock = wall_clock != DT_NOBEGIN;
+			pipeline->clock = wall_clock;
+			PipelineConnect(pipeline);
+			total = run_to_end(pipeline, max_records);
+			error_context_stack = callback.previous;
+		}
+	}
+	PG_END_ENSURE_ERROR_CLEANUP(end_session_run, (Datum) 0);
+	end_session_run(0, (Datum) 0);
+	return total;
+}

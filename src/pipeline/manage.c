@@ -1,0 +1,339 @@
+/*
+ * manage.c
+ *		Creating, changing, dropping, pausing and resuming pipelines: SQL functions.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "catalog/pg_authid.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/timestamp.h"
+
+#include "core/compat.h"
+#include "core/options.h"
+#include "pipeline/pipeline.h"
+#include "pipeline/rollup.h"
+#include "pipeline/start.h"
+
+#define MAX_BATCH_ROWS 1000000
+
+/* Arguments of create_pipeline and alter_pipeline, in their common order. */
+enum
+{
+	ARG_NAME, ARG_STATEMENT, ARG_START_AT, ARG_LATENESS, ARG_EMIT, ARG_IDLE_TIMEOUT,
+	ARG_BATCH_ROWS, ARG_BATCH_DELAY, ARG_CHECKPOINT_INTERVAL, ARG_WORKERS, ARG_MAX_GROUPS,
+	ARG_MAX_ERRORS, ARG_ON_ERROR, ARG_KEEP_CLOSED, ARG_NOTIFY, ARG_ENABLED, ARG_OWNER
+};
+
+static void
+out_of_range(const char *option, const char *hint)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			 errmsg("\"%s\" is out of range", option),
+			 errhint("%s", hint)));
+}
+
+static void
+set_interval(FunctionCallInfo fcinfo, int arg, const char *name, int64 *us)
+{
+	if (PG_ARGISNULL(arg))
+		return;
+	*us = IntervalToUs(name, PG_GETARG_INTERVAL_P(arg));
+	if (*us < 0)
+		out_of_range(name, "It may not be negative.");
+}
+
+static void
+set_count(FunctionCallInfo fcinfo, int arg, const char *name, int min, int max, int *value)
+{
+	if (PG_ARGISNULL(arg))
+		return;
+	*value = PG_GETARG_INT32(arg);
+	if (*value < min || *value > max)
+		out_of_range(name, psprintf("Valid values are %d to %d.", min, max));
+}
+
+/* One of two words. Returns whether it is the second; fallback if it was not given. */
+static bool
+get_word(FunctionCallInfo fcinfo, int arg, const char *name, const char *first,
+		 const char *second, bool fallback)
+{
+	char	   *value;
+
+	if (PG_ARGISNULL(arg))
+		return fallback;
+	value = text_to_cstring(PG_GETARG_TEXT_PP(arg));
+	if (strcmp(value, first) != 0 && strcmp(value, second) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid value for \"%s\": \"%s\"", name, value),
+				 errhint("Valid values are: %s, %s.", first, second)));
+	return strcmp(value, second) == 0;
+}
+
+static void
+not_yet(const char *option, const char *only)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("\"%s\" other than %s is not supported yet", option, only),
+			 errhint("Leave it out.")));
+}
+
+/* Take over what was given; what was not keeps its value. */
+static void
+set_options(FunctionCallInfo fcinfo, PipelineOptions *options)
+{
+	if (!PG_ARGISNULL(ARG_START_AT))
+	{
+		options->start_at = text_to_cstring(PG_GETARG_TEXT_PP(ARG_START_AT));
+		(void) StartParse(options->start_at);
+	}
+	set_interval(fcinfo, ARG_LATENESS, "lateness", &options->lateness_us);
+	options->emit_changes = get_word(fcinfo, ARG_EMIT, "emit", "final", "changes", options->emit_changes);
+	set_interval(fcinfo, ARG_IDLE_TIMEOUT, "idle_timeout", &options->idle_timeout_us);
+	set_count(fcinfo, ARG_BATCH_ROWS, "batch_rows", 1, MAX_BATCH_ROWS, &options->batch_rows);
+	set_interval(fcinfo, ARG_BATCH_DELAY, "batch_delay", &options->batch_delay_us);
+	set_interval(fcinfo, ARG_CHECKPOINT_INTERVAL, "checkpoint_interval", &options->checkpoint_us);
+	set_count(fcinfo, ARG_WORKERS, "workers", 1, PG_INT32_MAX, &options->workers);
+	set_count(fcinfo, ARG_MAX_GROUPS, "max_groups", 1, PG_INT32_MAX, &options->max_groups);
+	set_count(fcinfo, ARG_MAX_ERRORS, "max_errors", 0, PG_INT32_MAX, &options->max_errors);
+	options->stop_on_error = get_word(fcinfo, ARG_ON_ERROR, "on_error", "dead_letter", "stop",
+									  options->stop_on_error);
+	set_interval(fcinfo, ARG_KEEP_CLOSED, "keep_closed", &options->keep_closed_us);
+	if (!PG_ARGISNULL(ARG_NOTIFY))
+		options->notify = pstrdup(NameStr(*PG_GETARG_NAME(ARG_NOTIFY)));
+
+	if (options->workers != 1)
+		not_yet("workers", "1");
+	if (options->keep_closed_us != 0)
+		not_yet("keep_closed", "'0'");
+}
+
+/*
+ * Does the owner have what typing the statement needs? EXPLAIN plans it and starts
+ * the executor, which checks all rights, and runs nothing.
+ */
+static void
+check_by_explaining(const char *qualified, Oid owner)
+{
+	RoleScope	scope;
+	char	   *text = psprintf("EXPLAIN %s", qualified);
+
+	RoleEnter(&scope, owner);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not connect to SPI")));
+	if (SPI_execute(text, false, 0) < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not plan the statement: %s", SPI_result_code_string(SPI_result))));
+	SPI_finish();
+	RoleLeave(&scope);
+}
+
+static void
+take_statement(PipelineDefinition *def, Statement *statement)
+{
+	ListCell   *lc;
+
+	check_by_explaining(statement->qualified, def->owner);
+	if (statement->kind == PIPELINE_WINDOWED)
+		RollupCheck(statement, &def->options, def->owner);
+	def->kind = statement->kind;
+	def->query = statement->qualified;
+	def->stream = statement->stream;
+
+	/* Options of stream, server and columns must fit together, too. */
+	(void) StreamOpen(def->stream, def->owner);
+
+	ereport(NOTICE,
+			(errmsg("pipeline \"%s\" is %s and reads stream \"%s\"", def->name,
+					def->kind == PIPELINE_WINDOWED ? "windowed" : "per batch",
+					get_rel_name(def->stream))));
+	foreach(lc, statement->notices)
+		ereport(NOTICE,
+				(errmsg("%s", (char *) lfirst(lc)),
+				 errhint("Tables may depend on where batches end; use a window, or ON CONFLICT.")));
+}
+
+static char *
+required_name(FunctionCallInfo fcinfo)
+{
+	if (PG_ARGISNULL(ARG_NAME))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("the name of a pipeline may not be null")));
+	return pstrdup(NameStr(*PG_GETARG_NAME(ARG_NAME)));
+}
+
+/* The pipeline of that name, locked; the caller must be a member of its owner. */
+static PipelineDefinition *
+find_pipeline(FunctionCallInfo fcinfo)
+{
+	char	   *name = required_name(fcinfo);
+	PipelineDefinition *def = CatalogReadPipelineByName(name, true, CurrentMemoryContext);
+
+	/* Others' pipelines are not there, as far as the caller can tell from the views. */
+	if (def == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("pipeline \"%s\" does not exist", name)));
+	if (!has_privs_of_role(GetUserId(), def->owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for pipeline \"%s\"", name),
+				 errhint("Only members of its owner may do this.")));
+	return def;
+}
+
+/* ---- SQL functions ---- */
+
+PG_FUNCTION_INFO_V1(hybridiot_create_pipeline);
+
+/* create_pipeline(name, statement, options...) */
+Datum
+hybridiot_create_pipeline(PG_FUNCTION_ARGS)
+{
+	PipelineDefinition *def = palloc0(sizeof(PipelineDefinition));
+	PipelineOptions *options = &def->options;
+
+	def->name = required_name(fcinfo);
+	if (def->name[0] == '\0')
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_NAME), errmsg("the name of a pipeline may not be empty")));
+	if (PG_ARGISNULL(ARG_STATEMENT))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("the statement of a pipeline may not be null")));
+
+	/* As the defaults of the SQL function: an explicit NULL means the default, too. */
+	options->start_at = "earliest";
+	options->idle_timeout_us = 30 * USECS_PER_SEC;
+	options->batch_rows = 10000;
+	options->batch_delay_us = 100 * 1000;
+	options->checkpoint_us = USECS_PER_SEC;
+	options->workers = 1;
+	options->max_groups = 1000000;
+	options->max_errors = 1000;
+	set_options(fcinfo, options);
+
+	def->owner = GetUserId();
+	def->owner_name = GetUserNameFromId(def->owner, false);
+	def->statement = text_to_cstring(PG_GETARG_TEXT_PP(ARG_STATEMENT));
+	def->enabled = PG_ARGISNULL(ARG_ENABLED) || PG_GETARG_BOOL(ARG_ENABLED);
+	take_statement(def, StatementAnalyze(def->statement));
+	CatalogInsertPipeline(def);
+	WakeAtCommit(WAKE_RELOAD);
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(hybridiot_alter_pipeline);
+
+/* alter_pipeline(name, options..., owner): NULL means unchanged */
+Datum
+hybridiot_alter_pipeline(PG_FUNCTION_ARGS)
+{
+	PipelineDefinition *def = find_pipeline(fcinfo);
+	Statement  *statement;
+	bool		windowed = def->kind == PIPELINE_WINDOWED;
+	bool		retyped = !PG_ARGISNULL(ARG_STATEMENT);
+	bool		restarted = !PG_ARGISNULL(ARG_START_AT);
+
+	set_options(fcinfo, &def->options);
+	if (!PG_ARGISNULL(ARG_ENABLED))
+		def->enabled = PG_GETARG_BOOL(ARG_ENABLED);
+	if (!PG_ARGISNULL(ARG_OWNER))
+	{
+		Oid			owner = PG_GETARG_OID(ARG_OWNER);
+
+		check_is_member_of_role(GetUserId(), owner);
+		if (superuser_arg(owner) && !superuser())
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("permission denied to give pipeline \"%s\" to a superuser", def->name)));
+		def->owner = owner;
+		def->owner_name = GetUserNameFromId(owner, false);
+	}
+
+	if (retyped)
+	{
+		def->statement = text_to_cstring(PG_GETARG_TEXT_PP(ARG_STATEMENT));
+		statement = StatementAnalyze(def->statement);
+		if ((windowed || statement->kind == PIPELINE_WINDOWED) && !restarted)
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("a new statement of a windowed pipeline needs \"start_at\""),
+					 errhint("Its windows have to be computed anew: say from where.")));
+	}
+	else
+		statement = StatementReanalyze(def->query);
+	take_statement(def, statement);
+
+	CatalogUpdatePipeline(def);
+	if (restarted)
+		CatalogForgetProgress(def->id);
+	WakeAtCommit(WAKE_RELOAD);
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(hybridiot_drop_pipeline);
+
+/* drop_pipeline(name) */
+Datum
+hybridiot_drop_pipeline(PG_FUNCTION_ARGS)
+{
+	PipelineDefinition *def = find_pipeline(fcinfo);
+	uint64		letters = CatalogDeletePipeline(def->id);
+
+	if (letters > 0)
+		ereport(NOTICE,
+				(errmsg("dead letters of pipeline \"%s\" were dropped with it: " UINT64_FORMAT,
+						def->name, letters)));
+	WakeAtCommit(WAKE_RELOAD);
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(hybridiot_pause_pipeline);
+
+/* pause_pipeline(name) */
+Datum
+hybridiot_pause_pipeline(PG_FUNCTION_ARGS)
+{
+	CatalogSetEnabled(find_pipeline(fcinfo)->id, false);
+	WakeAtCommit(WAKE_RELOAD);
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(hybridiot_resume_pipeline);
+
+/* resume_pipeline(name) */
+Datum
+hybridiot_resume_pipeline(PG_FUNCTION_ARGS)
+{
+	CatalogSetEnabled(find_pipeline(fcinfo)->id, true);
+	WakeAtCommit(WAKE_RELOAD);
+	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(hybridiot_run_pipeline);
+
+/* run_pipeline(name, max_records, wall_clock) returns the number of records read */
+Datum
+hybridiot_run_pipeline(PG_FUNCTION_ARGS)
+{
+	PipelineDefinition *def = find_pipeline(fcinfo);
+	int64		max_records = PG_ARGISNULL(1) ? PG_INT64_MAX : PG_GETARG_INT64(1);
+	TimestampTz wall_clock = PG_ARGISNULL(2) ? DT_NOBEGIN : PG_GETARG_TIMESTAMPTZ(2);
+
+	if (max_records < 0)
+		out_of_range("max_records", "It may not be negative.");
+	if (!PG_ARGISNULL(2) && TIMESTAMP_NOT_FINITE(wall_clock))
+		out_of_range("wall_clock", "It must be a finite time.");
+	PG_RETURN_INT64(PipelineRunInSession(def, max_records, wall_clock));
+}

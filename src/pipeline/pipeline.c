@@ -1,0 +1,618 @@
+/*
+ * pipeline.c
+ *		Opening a pipeline, its positions in memory and in the table, its dead
+ *		letters.
+ *
+ * A pipeline lives in one memory context; closing it deletes the context,
+ * which also ends the consumer. Positions run ahead in memory and are written by
+ * compare-and-set in the transaction that holds what they stand for.
+ */
+#include "postgres.h"
+
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/pg_foreign_table.h"
+#include "commands/async.h"
+#include "commands/defrem.h"
+#include "executor/spi.h"
+#include "foreign/foreign.h"
+#include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "nodes/nodes.h"
+#include "storage/lmgr.h"
+#include "utils/acl.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/timestamp.h"
+
+#include "core/compat.h"
+#include "core/options.h"
+#include "pipeline/pipeline.h"
+#include "pipeline/rollup.h"
+#include "pipeline/start.h"
+
+/* How long a worker asks brokers before it backs off. */
+#define CONNECT_TIMEOUT_MS 5000
+#define PARTITION_REFRESH_MS 30000
+
+TimestampTz
+PipelineNow(Pipeline *pipeline)
+{
+	return pipeline->has_clock ? pipeline->clock : GetCurrentTimestamp();
+}
+
+PartitionState *
+PipelinePartition(Pipeline *pipeline, const Record *record)
+{
+	PartitionState *part =
+		&pipeline->parts[pipeline->topic_base[record->topic] + record->partition];
+
+	Assert(part->topic == record->topic && part->partition == record->partition);
+	return part;
+}
+
+/* ---- opening ---- */
+
+static void
+append_options(StringInfo text, List *options)
+{
+	ListCell   *lc;
+
+	foreach(lc, options)
+	{
+		DefElem    *def = lfirst_node(DefElem, lc);
+
+		appendStringInfo(text, "|%s=%s", def->defname, defGetString(def));
+	}
+}
+
+/* Everything the pipeline was opened from, as one string to compare. */
+static char *
+make_signature(const PipelineDefinition *def)
+{
+	StringInfoData text;
+	const PipelineOptions *o = &def->options;
+	ForeignTable *table = GetForeignTable(def->stream);
+	ForeignServer *server = GetForeignServer(table->serverid);
+	char	   *user;
+	char	   *password;
+	List	   *mapping;
+	Relation	rel = table_open(def->stream, AccessShareLock);
+	TupleDesc	desc = RelationGetDescr(rel);
+
+	initStringInfo(&text);
+	appendStringInfo(&text, "%u %d %d %s|%s|" INT64_FORMAT " %d " INT64_FORMAT " %d " INT64_FORMAT " " INT64_FORMAT " %d %d %d %s",
+					 def->owner, def->kind, def->enabled, def->query, o->start_at, o->lateness_us, o->emit_changes,
+					 o->idle_timeout_us, o->batch_rows, o->batch_delay_us, o->checkpoint_us,
+					 o->max_groups, o->max_errors, o->stop_on_error, o->notify ? o->notify : "");
+	append_options(&text, table->options);
+	append_options(&text, server->options);
+	OptionCredentials(server->serverid, def->owner, &user, &password, &mapping);
+	append_options(&text, mapping);
+	appendStringInfo(&text, "|%s", password ? password : "");
+	for (int i = 0; i < desc->natts; i++)
+	{
+		Form_pg_attribute att = TupleDescAttr(desc, i);
+
+		if (att->attisdropped)
+			continue;
+		appendStringInfo(&text, "|%s %u %d", NameStr(att->attname), att->atttypid, att->atttypmod);
+		append_options(&text, GetForeignColumnOptions(def->stream, att->attnum));
+	}
+	table_close(rel, AccessShareLock);
+	return text.data;
+}
+
+/* The owner must still be the role it was. */
+static void
+check_owner(const PipelineDefinition *def)
+{
+	char	   *name = GetUserNameFromId(def->owner, true);
+
+	if (name == NULL || strcmp(name, def->owner_name) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("owner \"%s\" of pipeline \"%s\" is not the role it was", def->owner_name, def->name),
+				 errhint("Give it an owner with hybridiot.alter_pipeline.")));
+}
+
+static void
+prepare_statement(Pipeline *pipeline)
+{
+	RoleScope	scope;
+
+	RoleEnter(&scope, pipeline->def->owner);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not connect to SPI")));
+	pipeline->plan = SPI_prepare(pipeline->def->query, 0, NULL);
+	if (pipeline->plan == NULL || SPI_keepplan(pipeline->plan) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not prepare the statement: %s", SPI_result_code_string(SPI_result))));
+	SPI_finish();
+	RoleLeave(&scope);
+}
+
+Pipeline *
+PipelineOpen(int32 id, bool in_session)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "hybridiot pipeline",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	Pipeline   *pipeline = palloc0(sizeof(Pipeline));
+	Statement  *statement;
+
+	pipeline->context = context;
+	pipeline->in_session = in_session;
+	pipeline->def = CatalogReadPipeline(id, context);
+	if (pipeline->def == NULL)
+	{
+		MemoryContextSwitchTo(old);
+		MemoryContextDelete(context);
+		return NULL;
+	}
+	check_owner(pipeline->def);
+	if (StreamWrapper(pipeline->def->stream) == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_TABLE),
+				 errmsg("the stream of pipeline \"%s\" does not exist any more", pipeline->def->name)));
+	pipeline->signature = make_signature(pipeline->def);
+	pipeline->stream = StreamOpen(pipeline->def->stream, pipeline->def->owner);
+	pipeline->batch = BatchCreate(pipeline->stream, pipeline->def->options.batch_rows);
+	pipeline->checkpoint_at = GetCurrentTimestamp();
+
+	statement = StatementReanalyze(pipeline->def->query);
+	pipeline->is_merge = statement->query->commandType == CMD_MERGE;
+	if (pipeline->def->kind == PIPELINE_PER_BATCH)
+		prepare_statement(pipeline);
+	MemoryContextSwitchTo(old);
+
+	/* Until here an error would have freed it with the transaction. */
+	if (!in_session)
+		MemoryContextSetParent(context, TopMemoryContext);
+	return pipeline;
+}
+
+void
+PipelineClose(Pipeline *pipeline)
+{
+	if (pipeline == NULL)
+		return;
+	BatchExpose(NULL, 0, 0, NULL);
+	if (pipeline->plan)
+		SPI_freeplan(pipeline->plan);
+	RollupClose(pipeline->rollup);
+	MemoryContextDelete(pipeline->context);
+}
+
+bool
+PipelineUnchanged(Pipeline *pipeline)
+{
+	PipelineDefinition *def = CatalogReadPipeline(pipeline->def->id, CurrentMemoryContext);
+
+	if (def == NULL || !def->enabled || def->failure || StreamWrapper(def->stream) == NULL)
+		return false;
+	return strcmp(make_signature(def), pipeline->signature) == 0;
+}
+
+/* ---- partitions and positions ---- */
+
+static int
+find_stored(const PositionRow *rows, int nrows, const char *topic, int32 partition)
+{
+	for (int i = 0; i < nrows; i++)
+		if (rows[i].partition == partition && strcmp(rows[i].topic, topic) == 0)
+			return i;
+	return -1;
+}
+
+static bool
+topic_is_stored(const PositionRow *rows, int nrows, const char *topic)
+{
+	for (int i = 0; i < nrows; i++)
+		if (strcmp(rows[i].topic, topic) == 0)
+			return true;
+	return false;
+}
+
+/* Where a partition without a position begins. */
+static int64
+first_offset(Pipeline *pipeline, const Start *start, bool added, int topic, int32 partition)
+{
+	int64		low;
+	int64		high;
+	int64		offset;
+
+	SourceWatermarks(pipeline->source, topic, partition, CONNECT_TIMEOUT_MS, &low, &high);
+	if (added)
+		return low;
+	switch (start->kind)
+	{
+		case START_EARLIEST:
+			return low;
+		case START_LATEST:
+			return high;
+		case START_TIME:
+			return SourceOffsetForTime(pipeline->source, topic, partition, start->time,
+									   CONNECT_TIMEOUT_MS);
+		case START_OFFSETS:
+			offset = StartOffset(start, partition);
+			return offset < 0 ? low : offset;
+	}
+	pg_unreachable();
+}
+
+static void
+state_from_row(PartitionState *part, const PositionRow *row)
+{
+	part->stored_offset = part->next_offset = row->next_offset;
+	part->end_offset = row->end_offset;
+	part->stream_time = row->stream_time;
+	part->last_record_at = row->last_record_at;
+	part->idle = row->idle;
+	part->at_end = false;
+	part->changed = false;
+}
+
+static void
+assign(Pipeline *pipeline)
+{
+	KafkaPartition *parts = palloc0(sizeof(KafkaPartition) * Max(pipeline->nparts, 1));
+
+	for (int i = 0; i < pipeline->nparts; i++)
+	{
+		parts[i].topic = pipeline->parts[i].topic;
+		parts[i].partition = pipeline->parts[i].partition;
+		parts[i].next_offset = pipeline->parts[i].next_offset;
+	}
+	SourceAssign(pipeline->source, parts, pipeline->nparts);
+	pfree(parts);
+}
+
+/* In a worker these run in transactions of their own; in a session, in the caller's. */
+static PositionRow *
+read_positions(Pipeline *pipeline, int *nrows)
+{
+	PositionRow *rows;
+
+	if (!pipeline->in_session)
+		WorkerBegin("reading positions");
+	rows = CatalogReadPositions(pipeline->def->id, pipeline->context, nrows);
+	if (!pipeline->in_session)
+		WorkerCommit();
+	return rows;
+}
+
+static void
+store_first_positions(Pipeline *pipeline)
+{
+	if (!pipeline->in_session)
+		WorkerBegin("storing first positions");
+	PipelineWritePositions(pipeline);
+	if (pipeline->def->kind == PIPELINE_WINDOWED)
+		pipeline->rollup = RollupOpen(pipeline);
+	if (!pipeline->in_session)
+		WorkerCommit();
+	PipelinePositionsStored(pipeline);
+}
+
+void
+PipelineConnect(Pipeline *pipeline)
+{
+	MemoryContext old = MemoryContextSwitchTo(pipeline->context);
+	Stream	   *stream = pipeline->stream;
+	Start	   *start = StartParse(pipeline->def->options.start_at);
+	PositionRow *rows;
+	int			nrows;
+	int32	   *counts = palloc(sizeof(int32) * stream->ntopics);
+
+	rows = read_positions(pipeline, &nrows);
+	pipeline->source = SourceOpen(&stream->source);
+	pipeline->topic_base = palloc(sizeof(int) * stream->ntopics);
+	pipeline->nparts = 0;
+	for (int topic = 0; topic < stream->ntopics; topic++)
+	{
+		pipeline->topic_base[topic] = pipeline->nparts;
+		counts[topic] = SourceCountPartitions(pipeline->source, topic, CONNECT_TIMEOUT_MS);
+		pipeline->nparts += counts[topic];
+	}
+	pipeline->refreshed_at = GetCurrentTimestamp();
+	pipeline->parts = palloc0(sizeof(PartitionState) * Max(pipeline->nparts, 1));
+
+	for (int topic = 0; topic < stream->ntopics; topic++)
+	{
+		bool		added = topic_is_stored(rows, nrows, stream->topics[topic]);
+
+		for (int32 p = 0; p < counts[topic]; p++)
+		{
+			PartitionState *part = &pipeline->parts[pipeline->topic_base[topic] + p];
+			int			stored = find_stored(rows, nrows, stream->topics[topic], p);
+
+			part->topic = topic;
+			part->partition = p;
+			if (stored >= 0)
+			{
+				state_from_row(part, &rows[stored]);
+				continue;
+			}
+			part->stored_offset = -1;
+			part->next_offset = first_offset(pipeline, start, added, topic, p);
+			part->end_offset = -1;
+			part->stream_time = part->last_record_at = DT_NOBEGIN;
+			part->changed = true;
+		}
+	}
+	store_first_positions(pipeline);
+	assign(pipeline);
+	MemoryContextSwitchTo(old);
+}
+
+void
+PipelineRewind(Pipeline *pipeline)
+{
+	int			nrows;
+	PositionRow *rows = CatalogReadPositions(pipeline->def->id, CurrentMemoryContext, &nrows);
+
+	for (int i = 0; i < pipeline->nparts; i++)
+	{
+		PartitionState *part = &pipeline->parts[i];
+		int			stored = find_stored(rows, nrows, pipeline->stream->topics[part->topic],
+										 part->partition);
+
+		if (stored < 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+					 errmsg("positions of pipeline \"%s\" were reset", pipeline->def->name)));
+		state_from_row(part, &rows[stored]);
+	}
+	BatchReset(pipeline->batch);
+	SourceRelease(pipeline->source);
+	assign(pipeline);
+}
+
+bool
+PipelinePartitionsAdded(Pipeline *pipeline)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int			total = 0;
+
+	if (!TimestampDifferenceExceeds(pipeline->refreshed_at, now, PARTITION_REFRESH_MS) &&
+		pipeline->refreshed_at <= now)
+		return false;
+	pipeline->refreshed_at = now;
+	for (int topic = 0; topic < pipeline->stream->ntopics; topic++)
+		total += SourceCountPartitions(pipeline->source, topic, CONNECT_TIMEOUT_MS);
+	return total > pipeline->nparts;
+}
+
+static void
+raise_fault(Pipeline *pipeline, const KafkaPartition *from)
+{
+	const char *topic = pipeline->stream->topics[from->topic];
+
+	switch (from->fault)
+	{
+		case KAFKA_FAULT_NONE:
+			break;
+		case KAFKA_FAULT_GAP:
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("records of topic \"%s\", partition %d are gone: %s", topic,
+							from->partition, from->message),
+					 errhint("Nothing was skipped. Set a new start with hybridiot.alter_pipeline(start_at => ...) to go on behind the gap.")));
+			break;
+		case KAFKA_FAULT_GONE:
+			ereport(ERROR,
+					(errcode(ERRCODE_CONNECTION_FAILURE),
+					 errmsg("topic \"%s\", partition %d is not there: %s", topic,
+							from->partition, from->message)));
+			break;
+		case KAFKA_FAULT_CORRUPT:
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("topic \"%s\", partition %d cannot be read: %s", topic,
+							from->partition, from->message)));
+			break;
+		case KAFKA_FAULT_DENIED:
+			ereport(ERROR,
+					(errcode(ERRCODE_SQLSERVER_REJECTED_ESTABLISHMENT_OF_SQLCONNECTION),
+					 errmsg("access to topic \"%s\", partition %d was refused: %s", topic,
+							from->partition, from->message)));
+			break;
+	}
+}
+
+void
+PipelineHearSource(Pipeline *pipeline)
+{
+	int			n;
+	const KafkaPartition *from = SourceAssignment(pipeline->source, &n);
+
+	Assert(n == pipeline->nparts);
+	for (int i = 0; i < n; i++)
+	{
+		PartitionState *part = &pipeline->parts[i];
+
+		Assert(part->topic == from[i].topic && part->partition == from[i].partition);
+		if (from[i].fault != KAFKA_FAULT_NONE)
+			raise_fault(pipeline, &from[i]);
+		if (from[i].end_offset >= 0)
+			part->end_offset = from[i].end_offset;
+		part->at_end = from[i].at_end;
+	}
+}
+
+void
+PipelineAdvancePositions(Pipeline *pipeline, int first, int last)
+{
+	StreamBatch *batch = pipeline->batch;
+	int			n;
+	const KafkaPartition *from = SourceAssignment(pipeline->source, &n);
+
+	for (int i = first; i < last; i++)
+	{
+		PartitionState *part = PipelinePartition(pipeline, &batch->records[i]);
+
+		part->next_offset = batch->records[i].offset + 1;
+		part->changed = true;
+	}
+	if (last < batch->nrecords)
+		return;
+
+	/* All that was read is applied: gaps at the end (transaction markers) are passed, too. */
+	for (int i = 0; i < n; i++)
+		if (from[i].at_end && from[i].next_offset > pipeline->parts[i].next_offset)
+		{
+			pipeline->parts[i].next_offset = from[i].next_offset;
+			pipeline->parts[i].changed = true;
+		}
+}
+
+void
+PipelineWritePositions(Pipeline *pipeline)
+{
+	PositionMove *moves = palloc(sizeof(PositionMove) * Max(pipeline->nparts, 1));
+	int			n = 0;
+
+	for (int i = 0; i < pipeline->nparts; i++)
+	{
+		PartitionState *part = &pipeline->parts[i];
+		PositionMove *move;
+
+		if (!part->changed)
+			continue;
+		move = &moves[n++];
+		move->old_offset = part->stored_offset;
+		move->row.topic = pipeline->stream->topics[part->topic];
+		move->row.partition = part->partition;
+		move->row.next_offset = part->next_offset;
+		move->row.end_offset = Max(part->end_offset, -1);
+		move->row.stream_time = part->stream_time;
+		move->row.last_record_at = part->last_record_at;
+		move->row.idle = part->idle;
+	}
+	if (n > 0 && !CatalogMovePositions(pipeline->def->id, pipeline->def->stream, moves, n))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("positions of pipeline \"%s\" were moved by somebody else", pipeline->def->name),
+				 errdetail("Nothing of this batch was kept.")));
+	pfree(moves);
+}
+
+void
+PipelinePositionsStored(Pipeline *pipeline)
+{
+	for (int i = 0; i < pipeline->nparts; i++)
+	{
+		pipeline->parts[i].stored_offset = pipeline->parts[i].next_offset;
+		pipeline->parts[i].changed = false;
+	}
+}
+
+/* ---- dead letters ---- */
+
+static DeadReason
+dead_reason(RecordStatus status)
+{
+	switch (status)
+	{
+		case RECORD_GOOD:
+			break;
+		case RECORD_UNDECODABLE:
+			return DEAD_UNDECODABLE;
+		case RECORD_FUTURE:
+			return DEAD_FUTURE;
+		case RECORD_REJECTED:
+			return DEAD_REJECTED;
+		case RECORD_LATE:
+			return DEAD_LATE;
+		case RECORD_SUPERSEDED:
+			break;
+	}
+	pg_unreachable();
+}
+
+/* Stop where the options say so: the record's place is in the message. */
+static void
+judge_error(Pipeline *pipeline, int number)
+{
+	StreamBatch *batch = pipeline->batch;
+	const Record *record = &batch->records[number];
+	const char *message = batch->errors[number] ? batch->errors[number]->message : "set aside";
+
+	pipeline->errors_in_row++;
+	if (pipeline->def->options.stop_on_error)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("record at topic \"%s\", partition %d, offset " INT64_FORMAT " cannot be applied: %s",
+						pipeline->stream->topics[record->topic], record->partition,
+						record->offset, message)));
+	if (pipeline->errors_in_row > pipeline->def->options.max_errors)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("more than %d records in a row cannot be applied, the last at topic \"%s\", partition %d, offset "
+						INT64_FORMAT ": %s", pipeline->def->options.max_errors,
+						pipeline->stream->topics[record->topic], record->partition,
+						record->offset, message)));
+}
+
+int
+PipelineCountDeadRecords(Pipeline *pipeline, int first, int last)
+{
+	StreamBatch *batch = pipeline->batch;
+	int			n = 0;
+
+	for (int i = first; i < last; i++)
+	{
+		if (batch->status[i] == RECORD_GOOD)
+			pipeline->errors_in_row = 0;
+		else if (batch->status[i] != RECORD_SUPERSEDED)
+		{
+			n++;
+			judge_error(pipeline, i);
+		}
+	}
+	return n;
+}
+
+int
+PipelineWriteDeadRecords(Pipeline *pipeline, int first, int last)
+{
+	StreamBatch *batch = pipeline->batch;
+	int			n = PipelineCountDeadRecords(pipeline, first, last);
+	DeadLetter *letters;
+	int			k = 0;
+
+	if (n == 0)
+		return 0;
+	letters = palloc0(sizeof(DeadLetter) * n);
+	for (int i = first; i < last; i++)
+	{
+		DeadLetter *letter = &letters[k];
+
+		if (batch->status[i] == RECORD_GOOD || batch->status[i] == RECORD_SUPERSEDED)
+			continue;
+		k++;
+		letter->reason = dead_reason(batch->status[i]);
+		letter->record = &batch->records[i];
+		letter->topic = pipeline->stream->topics[batch->records[i].topic];
+		letter->window_start = letter->window_end = letter->watermark = DT_NOBEGIN;
+		if (batch->errors[i])
+		{
+			letter->sqlstate = batch->errors[i]->sqlstate;
+			letter->message = batch->errors[i]->message;
+		}
+	}
+	CatalogWriteDeadLetters(pipeline->def->id, pipeline->def->stream, letters, n);
+	pfree(letters);
+	return n;
+}
+
+void
+PipelineNotify(Pipeline *pipeline)
+{
+	if (pipeline->def->options.notify)
+		Async_Notify(pipeline->def->options.notify, pipeline->def->name);
+}

@@ -403,15 +403,33 @@ GroupSetEarliest(const GroupSet *set)
 	return pairingheap_container(GroupWindow, heap_node, pairingheap_first(set->by_end));
 }
 
-void
-GroupSetWindows(const GroupSet *set, void (*callback) (GroupWindow *window, void *arg), void *arg)
+static int
+compare_windows(const void *a, const void *b)
 {
+	const GroupWindow *wa = *(GroupWindow *const *) a;
+	const GroupWindow *wb = *(GroupWindow *const *) b;
+
+	return wa->end < wb->end ? -1 : wa->end > wb->end;
+}
+
+GroupWindow **
+GroupSetWindowsUntil(const GroupSet *set, TimestampTz end, int *n)
+{
+	GroupWindow *earliest = GroupSetEarliest(set);
+	GroupWindow **windows;
 	windowtable_iterator iterator;
 	WindowEntry *entry;
 
+	*n = 0;
+	if (earliest == NULL || earliest->end > end)
+		return NULL;
+	windows = palloc_extended(sizeof(GroupWindow *) * set->windows->members, MCXT_ALLOC_HUGE);
 	windowtable_start_iterate(set->windows, &iterator);
 	while ((entry = windowtable_iterate(set->windows, &iterator)) != NULL)
-		callback(entry->window, arg);
+		if (entry->window->end <= end)
+			windows[(*n)++] = entry->window;
+	qsort(windows, *n, sizeof(GroupWindow *), compare_windows);
+	return windows;
 }
 
 TimestampTz
@@ -729,6 +747,7 @@ GroupSetAdvance(GroupSet *set, TimestampTz start, TimestampTz end, const Datum *
 		group->changed = true;
 		dlist_push_tail(&set->changed, &group->changed_node);
 	}
+	group->written = false;
 	group->records++;
 
 	set->aggstate->curaggcontext = group->window->arena->econtext;

@@ -111,7 +111,8 @@ typedef struct WindowGroup
 	uint32		hash;
 	bool		changed;		/* since the last checkpoint */
 	bool		stored;			/* the table has a row of it */
-	bool		unwritten;		/* its row could not be written while the window was open */
+	bool		written;		/* emit 'changes': the target has its row as it is now */
+	bool		pending;		/* emit 'changes': its row is for the next transaction */
 	int64		id;
 	int64		records;
 	NullableDatum *keys;
@@ -140,8 +141,8 @@ extern GroupSet *GroupSetCreate(GroupLayout *layout);
 extern int64 GroupSetCount(const GroupSet *set);
 /* The window that ends first, of those that have groups; NULL: none. */
 extern GroupWindow *GroupSetEarliest(const GroupSet *set);
-/* All windows, in no order: iterate by callback. */
-extern void GroupSetWindows(const GroupSet *set, void (*callback) (GroupWindow *window, void *arg), void *arg);
+/* Windows that end no later than this, in the order of their ends; palloc'd. */
+extern GroupWindow **GroupSetWindowsUntil(const GroupSet *set, TimestampTz end, int *n);
 /* Latest end of all windows that were open since the set was last empty. */
 extern TimestampTz GroupSetLatestEnd(const GroupSet *set);
 

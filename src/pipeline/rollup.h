@@ -36,6 +36,8 @@ extern void RollupAdvance(Pipeline *pipeline, StreamBatch *batch);
 
 /* Is there anything a checkpoint would write now (groups changed, windows closable at this clock, dead letters, positions)? */
 extern bool RollupCheckpointDue(Pipeline *pipeline, TimestampTz now);
+/* Must a checkpoint come before more records are taken, whatever checkpoint_interval says? Memory is near its bounds. */
+extern bool RollupCheckpointUrgent(Pipeline *pipeline);
 /* When RollupCheckpointDue() could next become true by the passing of time alone; DT_NOEND: never. */
 extern TimestampTz RollupNextDeadline(Pipeline *pipeline, TimestampTz now);
 

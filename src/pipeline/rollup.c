@@ -1,0 +1,990 @@
+/*
+ * rollup.c
+ *		Windowed pipelines: feed -> aggregate -> checkpoint -> emit.
+ *
+ * Records of a batch run through the feed query; its rows enter groups in
+ * memory. A checkpoint writes, in one transaction of the caller's, states of
+ * changed groups, rows of windows that closed, dead letters, and how far time
+ * has come; the caller adds positions. That a window is closed is therefore a fact of the same
+ * transaction that wrote its rows.
+ *
+ * Whether a record is late is decided by its own partition's log: stream times rise over all records of the range in
+ * offset order first, and each record remembers the time of its partition at its turn, so that the order in which a
+ * join returns rows does not matter.
+ *
+ * Memory is not transactional: on any error the caller closes the rollup and opens it again
+ * from the last checkpoint. Partitions in memory change only when a whole range has been taken.
+ */
+#include "postgres.h"
+
+#include "executor/spi.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "storage/itemptr.h"
+#include "tcop/dest.h"
+#include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/guc.h"
+#include "utils/jsonb.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/plancache.h"
+#include "utils/timestamp.h"
+
+#include "core/catalog_window.h"
+#include "core/compat.h"
+#include "core/options.h"
+#include "pipeline/rollup_state.h"
+
+/* Groups read or written at a time. */
+#define GROUPS_AT_A_TIME 10000
+/* Groups whose rows one checkpoint writes, so that catching up does not make one endless transaction. */
+#define GROUPS_PER_STEP 100000
+/* Dead letters that may wait for a checkpoint. */
+#define LETTERS_TO_KEEP 10000
+
+/* ---------------------------------------------------------------------------
+ * Open
+ * ---------------------------------------------------------------------------
+ */
+
+/* Parse a compiled text as a statement of ours; saved when it is to be kept. */
+static SPIPlanPtr
+prepare(const char *text, bool keep)
+{
+	SPIPlanPtr	plan = SPI_prepare(text, 0, NULL);
+
+	if (plan == NULL || (keep && SPI_keepplan(plan) != 0))
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not prepare a statement of the pipeline: %s", SPI_result_code_string(SPI_result)),
+				 errdetail("Statement: %s", text)));
+	return plan;
+}
+
+static void
+connect_spi(void)
+{
+	if (SPI_connect() != SPI_OK_CONNECT)
+		ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not connect to SPI")));
+}
+
+const char *
+RollupPlanText(SPIPlanPtr plan)
+{
+	return linitial_node(CachedPlanSource, SPI_plan_get_plan_sources(plan))->query_string;
+}
+
+/* Deleting what HAVING leaves out, and finding what is in the way, are not in the statement's own text. */
+static void
+check_target_rights(Oid target, Oid owner)
+{
+	if (pg_class_aclcheck(target, owner, ACL_SELECT) == ACLCHECK_OK &&
+		pg_class_aclcheck(target, owner, ACL_DELETE) == ACLCHECK_OK)
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied for table \"%s\"", get_rel_name(target)),
+			 errhint("With emit 'changes' the pipeline's owner needs SELECT and DELETE on it.")));
+}
+
+/* What the present role may not use, or the options make impossible. */
+static void
+check_plan(const RollupPlan *plan, const PipelineOptions *options, Oid owner)
+{
+	for (int i = 0; i < plan->layout.naggregates; i++)
+		GroupAggregateCheckRights(&plan->layout.aggregates[i], owner);
+	if (options->emit_changes)
+		check_target_rights(plan->target, owner);
+}
+
+void
+RollupCheck(Statement *statement, const PipelineOptions *options, Oid owner)
+{
+	RollupPlan *plan;
+	int			nestlevel;
+
+	if (options->keep_closed_us != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("keep_closed is not supported yet"),
+				 errhint("Leave it at '0'; windows are closed for good.")));
+	if (options->workers > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("a windowed pipeline has one worker"),
+				 errhint("Leave workers at 1.")));
+	if (OptionBool(GetForeignTable(statement->stream)->options, "compacted", false))
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("a windowed pipeline cannot read a compacted stream"),
+				 errdetail("Which records of a key are left out depends on where batches end."),
+				 errhint("Create another foreign table over the topic, without the option compacted.")));
+
+	nestlevel = NewGUCNestLevel();
+	RestrictSearchPath();
+	plan = RollupCompile(copyObject(statement->query), statement->stream, options->emit_changes);
+	check_plan(plan, options, owner);
+	connect_spi();
+	(void) prepare(plan->feed, false);
+	(void) prepare(plan->finish, false);
+	if (plan->prune != NULL)
+		(void) prepare(plan->prune, false);
+	SPI_finish();
+	AtEOXact_GUC(false, nestlevel);
+}
+
+/* Compile the stored text, and keep plans of what comes out, as the owner. */
+static void
+open_plans(Rollup *rollup, const PipelineDefinition *def)
+{
+	RoleScope	scope;
+
+	RoleEnter(&scope, def->owner);
+	rollup->plan = RollupCompile(StatementReanalyze(def->query)->query, def->stream, def->options.emit_changes);
+	check_plan(rollup->plan, &def->options, def->owner);
+	connect_spi();
+	rollup->feed = prepare(rollup->plan->feed, true);
+	rollup->finish = prepare(rollup->plan->finish, true);
+	if (rollup->plan->prune != NULL)
+		rollup->prune = prepare(rollup->plan->prune, true);
+	SPI_finish();
+	RoleLeave(&scope);
+}
+
+static TupleDesc
+describe_keys(const GroupLayout *layout)
+{
+	TupleDesc	keys = CreateTemplateTupleDesc(layout->nkeys);
+
+	for (int i = 0; i < layout->nkeys; i++)
+	{
+		TupleDescInitEntry(keys, i + 1, layout->keys[i].name, layout->keys[i].type, layout->keys[i].typmod, 0);
+		TupleDescInitEntryCollation(keys, i + 1, layout->keys[i].collation);
+	}
+	return BlessTupleDesc(keys);
+}
+
+/* States of another major version, of other types or of other windows mean nothing to us. */
+static void
+check_layout(Rollup *rollup, const PipelineDefinition *def)
+{
+	char	   *stored = CatalogReadWindowLayout(def->id, CurrentMemoryContext);
+	int			n;
+
+	rollup->layout = psprintf("tumble " INT64_FORMAT " " INT64_FORMAT ", %s",
+							  rollup->plan->window.size, rollup->plan->window.origin,
+							  GroupLayoutText(&rollup->plan->layout));
+	rollup->layout_stored = stored != NULL && strcmp(stored, rollup->layout) == 0;
+	if (rollup->layout_stored)
+		return;
+	(void) CatalogReadGroups(def->id, 0, 1, CurrentMemoryContext, &n);
+	if (n > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("open windows of pipeline \"%s\" were stored in a form that cannot be read any more", def->name),
+				 errdetail("Stored: %s. Now: %s.", stored ? stored : "unknown", rollup->layout),
+				 errhint("Set a new start with hybridiot.alter_pipeline(start_at => ...) to read the records again.")));
+}
+
+/* Put the groups of the last checkpoint back, as the owner: types and aggregates may run code of the user's. */
+static void
+load_groups(Rollup *rollup, const PipelineDefinition *def)
+{
+	MemoryContext some = AllocSetContextCreate(CurrentMemoryContext, "hybridiot stored groups", ALLOCSET_DEFAULT_SIZES);
+	int64		behind = 0;
+	int			n;
+
+	do
+	{
+		WindowGroupRow *rows = CatalogReadGroups(def->id, behind, GROUPS_AT_A_TIME, some, &n);
+		RoleScope	scope;
+
+		RoleEnter(&scope, def->owner);
+		for (int i = 0; i < n; i++)
+			GroupSetLoad(rollup->groups, rows[i].start, rows[i].end, rows[i].id, rows[i].records,
+						 rows[i].keys, rows[i].state);
+		RoleLeave(&scope);
+		if (n > 0)
+			behind = rows[n - 1].id;
+		MemoryContextReset(some);
+		CHECK_FOR_INTERRUPTS();
+	} while (n == GROUPS_AT_A_TIME);
+	MemoryContextDelete(some);
+	GroupSetLastId(rollup->groups, CatalogLastGroup(def->id));
+}
+
+Rollup *
+RollupOpen(Pipeline *pipeline)
+{
+	MemoryContext context = AllocSetContextCreate(pipeline->context, "hybridiot rollup", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	Rollup	   *rollup = palloc0(sizeof(Rollup));
+
+	rollup->context = context;
+	open_plans(rollup, pipeline->def);
+	rollup->keys = describe_keys(&rollup->plan->layout);
+	rollup->places = palloc(sizeof(RecordPlace) * Max(pipeline->batch->capacity, 1));
+	rollup->letters_context = AllocSetContextCreate(context, "hybridiot dead letters", ALLOCSET_DEFAULT_SIZES);
+	rollup->groups = GroupSetCreate(&rollup->plan->layout);
+	CatalogReadProgress(pipeline->def->id, &rollup->watermark, &rollup->closed_before);
+	check_layout(rollup, pipeline->def);
+	load_groups(rollup, pipeline->def);
+	MemoryContextSwitchTo(old);
+	return rollup;
+}
+
+void
+RollupClose(Rollup *rollup)
+{
+	if (rollup == NULL)
+		return;
+	if (rollup->feed != NULL)
+		SPI_freeplan(rollup->feed);
+	if (rollup->finish != NULL)
+		SPI_freeplan(rollup->finish);
+	if (rollup->prune != NULL)
+		SPI_freeplan(rollup->prune);
+	MemoryContextDelete(rollup->context);
+}
+
+/* ---------------------------------------------------------------------------
+ * Dead letters
+ * ---------------------------------------------------------------------------
+ */
+
+DeadLetter *
+RollupAddLetter(Rollup *rollup, DeadReason reason)
+{
+	DeadLetter *letter;
+
+	if (rollup->nletters == rollup->letters_size)
+	{
+		rollup->letters_size = Max(64, rollup->letters_size * 2);
+		rollup->letters = rollup->letters == NULL ?
+			MemoryContextAlloc(rollup->letters_context, sizeof(DeadLetter) * rollup->letters_size) :
+			repalloc(rollup->letters, sizeof(DeadLetter) * rollup->letters_size);
+	}
+	letter = &rollup->letters[rollup->nletters++];
+	memset(letter, 0, sizeof(DeadLetter));
+	letter->reason = reason;
+	letter->window_start = letter->window_end = letter->watermark = DT_NOBEGIN;
+	return letter;
+}
+
+static char *
+copy_bytes(const char *bytes, int32 len)
+{
+	char	   *copy;
+
+	if (bytes == NULL || len < 0)
+		return NULL;
+	copy = palloc(Max(len, 1));
+	memcpy(copy, bytes, len);
+	return copy;
+}
+
+/* A record with all its bytes, in the current memory context. */
+static Record *
+copy_record(const Record *record)
+{
+	Record	   *copy = palloc(sizeof(Record));
+	RecordHeader *headers = palloc(sizeof(RecordHeader) * Max(record->nheaders, 1));
+
+	*copy = *record;
+	copy->key = copy_bytes(record->key, record->key_len);
+	copy->value = copy_bytes(record->value, record->value_len);
+	for (int i = 0; i < record->nheaders; i++)
+	{
+		headers[i].name = pstrdup(record->headers[i].name);
+		headers[i].value = copy_bytes(record->headers[i].value, record->headers[i].value_len);
+		headers[i].value_len = record->headers[i].value_len;
+	}
+	copy->headers = headers;
+	return copy;
+}
+
+Datum
+RollupKeysAsJson(Rollup *rollup, const NullableDatum *keys)
+{
+	int			nkeys = rollup->plan->layout.nkeys;
+	Datum	   *values = palloc(sizeof(Datum) * Max(nkeys, 1));
+	bool	   *isnull = palloc(sizeof(bool) * Max(nkeys, 1));
+	HeapTuple	tuple;
+	Datum		json;
+
+	for (int i = 0; i < nkeys; i++)
+	{
+		values[i] = keys[i].value;
+		isnull[i] = keys[i].isnull;
+	}
+	tuple = heap_form_tuple(rollup->keys, values, isnull);
+	json = DirectFunctionCall1(row_to_json, HeapTupleGetDatum(tuple));
+	return DirectFunctionCall1(jsonb_in, CStringGetDatum(TextDatumGetCString(json)));
+}
+
+/* Records that the feed never saw, or that failed in it alone. */
+static void
+note_dead_records(Pipeline *pipeline, StreamBatch *batch, int first, int last)
+{
+	static const DeadReason reasons[] = {
+		[RECORD_UNDECODABLE] = DEAD_UNDECODABLE,
+		[RECORD_FUTURE] = DEAD_FUTURE,
+		[RECORD_REJECTED] = DEAD_REJECTED
+	};
+	Rollup	   *rollup = pipeline->rollup;
+	MemoryContext old;
+
+	if (PipelineCountDeadRecords(pipeline, first, last) == 0)
+		return;
+	old = MemoryContextSwitchTo(rollup->letters_context);
+	for (int i = first; i < last; i++)
+	{
+		RecordStatus status = batch->status[i];
+		DeadLetter *letter;
+
+		if (status != RECORD_UNDECODABLE && status != RECORD_FUTURE && status != RECORD_REJECTED)
+			continue;
+		letter = RollupAddLetter(rollup, reasons[status]);
+		letter->record = copy_record(&batch->records[i]);
+		letter->topic = pipeline->stream->topics[batch->records[i].topic];
+		if (batch->errors[i] != NULL)
+		{
+			letter->sqlstate = batch->errors[i]->sqlstate;
+			letter->message = pstrdup(batch->errors[i]->message);
+		}
+	}
+	MemoryContextSwitchTo(old);
+}
+
+/* A (record, window) pair that came too late; keys are those of its first row. */
+static void
+note_late(Pipeline *pipeline, const Record *record, const RecordPlace *place, const Datum *values, const bool *isnull)
+{
+	Rollup	   *rollup = pipeline->rollup;
+	GroupLayout *layout = &rollup->plan->layout;
+	MemoryContext old = MemoryContextSwitchTo(rollup->letters_context);
+	NullableDatum *keys = palloc(sizeof(NullableDatum) * Max(layout->nkeys, 1));
+	DeadLetter *letter = RollupAddLetter(rollup, DEAD_LATE);
+
+	for (int i = 0; i < layout->nkeys; i++)
+	{
+		keys[i].value = values[layout->keys[i].column];
+		keys[i].isnull = isnull[layout->keys[i].column];
+	}
+	letter->cause = place->verdict == PLACE_LATE_IDLE ? "idle" : NULL;
+	letter->record = copy_record(record);
+	letter->topic = pipeline->stream->topics[record->topic];
+	letter->window_start = place->start;
+	letter->window_end = place->start + rollup->plan->window.size;
+	letter->watermark = place->watermark;
+	letter->group_keys = RollupKeysAsJson(rollup, keys);
+	letter->message = place->verdict == PLACE_LATE_IDLE ?
+		"its window was closed while its partition was idle" :
+		"its window was over for its partition";
+	rollup->nlate++;
+	MemoryContextSwitchTo(old);
+}
+
+/* ---------------------------------------------------------------------------
+ * Advance
+ * ---------------------------------------------------------------------------
+ */
+
+/* Partitions of the pipeline as a range of records moves them, before it is known whether the range can be taken. */
+typedef struct Tide
+{
+	TimestampTz *stream_times;
+	bool	   *seen;
+	TimestampTz closed;			/* windows that end no later are closed */
+} Tide;
+
+/* The watermark at this point of the range, for dead letters to tell. */
+static TimestampTz
+watermark_now(Pipeline *pipeline, const Tide *tide)
+{
+	TimestampTz watermark = DT_NOEND;
+
+	for (int i = 0; i < pipeline->nparts; i++)
+		if (tide->seen[i] || !pipeline->parts[i].idle)
+			watermark = Min(watermark, tide->stream_times[i]);
+	return Max(watermark, pipeline->rollup->watermark);
+}
+
+/* Let time rise with one record, and judge it. */
+static void
+judge_record(Pipeline *pipeline, StreamBatch *batch, int number, Tide *tide)
+{
+	Rollup	   *rollup = pipeline->rollup;
+	const WindowSpec *window = &rollup->plan->window;
+	RecordPlace *place = &rollup->places[number];
+	TimestampTz time = batch->event_times[number];
+	int			part = PipelinePartition(pipeline, &batch->records[number]) - pipeline->parts;
+	TimestampTz end;
+
+	place->verdict = PLACE_NONE;
+	tide->seen[part] = true;
+	if (batch->status[number] == RECORD_UNDECODABLE || batch->status[number] == RECORD_FUTURE)
+		return;
+	tide->stream_times[part] = Max(tide->stream_times[part], time);
+	if (batch->status[number] != RECORD_GOOD)
+		return;
+	if (time == DT_NOBEGIN)
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("the record has no event time")));
+
+	place->start = WindowStart(window, time);
+	end = place->start + window->size;
+	if (!WindowCounts(end, WindowTimeMinus(tide->stream_times[part], pipeline->def->options.lateness_us)))
+		place->verdict = PLACE_LATE;
+	else if (end <= tide->closed)
+		place->verdict = PLACE_LATE_IDLE;
+	else
+	{
+		place->verdict = PLACE_COUNTS;
+		return;
+	}
+	place->watermark = watermark_now(pipeline, tide);
+}
+
+static Tide *
+judge_records(Pipeline *pipeline, StreamBatch *batch, int first, int last)
+{
+	Rollup	   *rollup = pipeline->rollup;
+	Tide	   *tide = palloc(sizeof(Tide));
+
+	tide->stream_times = palloc(sizeof(TimestampTz) * Max(pipeline->nparts, 1));
+	tide->seen = palloc0(sizeof(bool) * Max(pipeline->nparts, 1));
+	tide->closed = Max(rollup->closed_before,
+					   WindowTimeMinus(rollup->watermark, pipeline->def->options.lateness_us));
+	for (int i = 0; i < pipeline->nparts; i++)
+		tide->stream_times[i] = pipeline->parts[i].stream_time;
+	for (int i = first; i < last; i++)
+		judge_record(pipeline, batch, i, tide);
+	return tide;
+}
+
+/* Where rows of the feed go. */
+typedef struct FeedReceiver
+{
+	DestReceiver pub;
+	Pipeline   *pipeline;
+	StreamBatch *batch;
+	RecordPlace *places;
+	int64		size;			/* of windows */
+} FeedReceiver;
+
+static void
+feed_startup(DestReceiver *self, int operation, TupleDesc desc)
+{
+	RollupPlan *plan = ((FeedReceiver *) self)->pipeline->rollup->plan;
+
+	if (desc->natts != plan->ncolumns)
+		elog(ERROR, "feed of the pipeline has %d columns instead of %d", desc->natts, plan->ncolumns);
+	for (int i = 0; i < desc->natts; i++)
+		if (plan->types[i] != UNKNOWNOID && TupleDescAttr(desc, i)->atttypid != plan->types[i])
+			elog(ERROR, "column %d of the pipeline's feed has type %u instead of %u",
+				 i, TupleDescAttr(desc, i)->atttypid, plan->types[i]);
+}
+
+static bool
+feed_receive(TupleTableSlot *slot, DestReceiver *self)
+{
+	FeedReceiver *receiver = (FeedReceiver *) self;
+	int			number;
+	RecordPlace *place;
+
+	slot_getallattrs(slot);
+	number = RecordNumberFromTid((ItemPointer) DatumGetPointer(slot->tts_values[0]));
+	place = &receiver->places[number];
+	switch (place->verdict)
+	{
+		case PLACE_COUNTS:
+			GroupSetAdvance(receiver->pipeline->rollup->groups, place->start, place->start + receiver->size,
+							slot->tts_values, slot->tts_isnull);
+			break;
+		case PLACE_LATE:
+		case PLACE_LATE_IDLE:
+			note_late(receiver->pipeline, &receiver->batch->records[number], place,
+					  slot->tts_values, slot->tts_isnull);
+			place->verdict = PLACE_NOTED;
+			break;
+		case PLACE_NONE:
+		case PLACE_NOTED:
+			break;
+	}
+	return true;
+}
+
+static void
+feed_end(DestReceiver *self)
+{
+}
+
+/* Run the feed over records [first, last), as the owner. */
+static void
+run_feed(Pipeline *pipeline, StreamBatch *batch, int first, int last)
+{
+	Rollup	   *rollup = pipeline->rollup;
+	FeedReceiver receiver = {
+		.pub = {feed_receive, feed_startup, feed_end, feed_end, DestNone},
+		.pipeline = pipeline,
+		.batch = batch,
+		.places = rollup->places,
+		.size = rollup->plan->window.size
+	};
+	SPIExecuteOptions options = {.dest = &receiver.pub};
+	bool		in_pipeline = InPipeline;
+	RoleScope	scope;
+	int			rc;
+
+	InPipeline = true;
+	PG_TRY();
+	{
+		RoleEnter(&scope, pipeline->def->owner);
+		connect_spi();
+		BatchExpose(batch, first, last, RollupPlanText(rollup->feed));
+		rc = SPI_execute_plan_extended(rollup->feed, &options);
+		if (rc < 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INTERNAL_ERROR),
+					 errmsg("could not run the feed of the pipeline: %s", SPI_result_code_string(rc))));
+		SPI_finish();
+		RoleLeave(&scope);
+	}
+	PG_FINALLY();
+	{
+		BatchExpose(NULL, 0, 0, NULL);
+		InPipeline = in_pipeline;
+	}
+	PG_END_TRY();
+}
+
+static WindowSpan
+open_span(const Rollup *rollup)
+{
+	GroupWindow *earliest = GroupSetEarliest(rollup->groups);
+	WindowSpan	span = {earliest != NULL, DT_NOEND, DT_NOBEGIN};
+
+	if (earliest != NULL)
+	{
+		span.earliest_end = earliest->end;
+		span.latest_end = GroupSetLatestEnd(rollup->groups);
+	}
+	return span;
+}
+
+/* The watermark as it would be at this clock. */
+static TimestampTz
+watermark_at(Pipeline *pipeline, TimestampTz now)
+{
+	WindowSpan	span = open_span(pipeline->rollup);
+
+	return WindowWatermark(pipeline->parts, pipeline->nparts, pipeline->rollup->watermark,
+						   &span, &pipeline->def->options, now);
+}
+
+/* Stop before memory does. Groups that the next checkpoint closes do not count, so batches may end anywhere. */
+static void
+check_max_groups(Pipeline *pipeline)
+{
+	Rollup	   *rollup = pipeline->rollup;
+	int			max_groups = pipeline->def->options.max_groups;
+	int64		open = GroupSetCount(rollup->groups);
+	GroupWindow **closable;
+	int			n;
+
+	if (open <= max_groups)
+		return;
+	closable = GroupSetWindowsUntil(rollup->groups,
+									WindowTimeMinus(watermark_at(pipeline, PipelineNow(pipeline)),
+													pipeline->def->options.lateness_us), &n);
+	for (int i = 0; i < n; i++)
+		open -= closable[i]->ngroups;
+	if (open > max_groups)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("open windows of pipeline \"%s\" have " INT64_FORMAT " groups, and max_groups is %d",
+						pipeline->def->name, open, max_groups),
+				 errhint("Raise max_groups with hybridiot.alter_pipeline, or group by fewer keys, smaller windows or less lateness.")));
+}
+
+void
+RollupAdvance(Pipeline *pipeline, StreamBatch *batch)
+{
+	int			first = batch->first;
+	int			last = batch->last;
+	TimestampTz now = PipelineNow(pipeline);
+	Tide	   *tide = judge_records(pipeline, batch, first, last);
+	bool		any = false;
+
+	for (int i = first; i < last && !any; i++)
+		any = pipeline->rollup->places[i].verdict != PLACE_NONE;
+	if (any)
+		run_feed(pipeline, batch, first, last);
+	note_dead_records(pipeline, batch, first, last);
+
+	for (int i = 0; i < pipeline->nparts; i++)
+	{
+		PartitionState *part = &pipeline->parts[i];
+
+		if (!tide->seen[i])
+			continue;
+		part->stream_time = tide->stream_times[i];
+		part->last_record_at = now;
+		part->idle = false;
+		part->changed = true;
+	}
+	pfree(tide->stream_times);
+	pfree(tide->seen);
+	pfree(tide);
+	check_max_groups(pipeline);
+}
+
+/* ---------------------------------------------------------------------------
+ * Checkpoint
+ * ---------------------------------------------------------------------------
+ */
+
+static bool
+idle_changes(Pipeline *pipeline, TimestampTz now)
+{
+	for (int i = 0; i < pipeline->nparts; i++)
+		if (pipeline->parts[i].idle !=
+			WindowPartitionIdle(&pipeline->parts[i], pipeline->def->options.idle_timeout_us, now))
+			return true;
+	return false;
+}
+
+bool
+RollupCheckpointDue(Pipeline *pipeline, TimestampTz now)
+{
+	Rollup	   *rollup = pipeline->rollup;
+	GroupWindow *earliest = GroupSetEarliest(rollup->groups);
+
+	if (!dlist_is_empty(GroupSetChanged(rollup->groups)) || rollup->nletters > 0)
+		return true;
+	for (int i = 0; i < pipeline->nparts; i++)
+		if (pipeline->parts[i].changed)
+			return true;
+	if (idle_changes(pipeline, now))
+		return true;
+	return earliest != NULL &&
+		WindowCloses(earliest->end, WindowTimeMinus(watermark_at(pipeline, now), pipeline->def->options.lateness_us));
+}
+
+bool
+RollupCheckpointUrgent(Pipeline *pipeline)
+{
+	return GroupSetCount(pipeline->rollup->groups) > pipeline->def->options.max_groups ||
+		pipeline->rollup->nletters > LETTERS_TO_KEEP;
+}
+
+TimestampTz
+RollupNextDeadline(Pipeline *pipeline, TimestampTz now)
+{
+	WindowSpan	span = open_span(pipeline->rollup);
+
+	return WindowNextDeadline(pipeline->parts, pipeline->nparts, &span, &pipeline->def->options, now);
+}
+
+/* What one checkpoint does. */
+typedef struct Checkpoint
+{
+	Pipeline   *pipeline;
+	Rollup	   *rollup;
+	bool		changes;		/* emit 'changes' */
+	TimestampTz boundary;		/* windows that end no later close: watermark - lateness */
+	Emission   *emissions;		/* groups to be written, in the order of their windows and ids */
+	int			nemissions;
+	int			size;
+	bool		more;			/* another checkpoint has work at once */
+} Checkpoint;
+
+static void
+add_emission(Checkpoint *checkpoint, WindowGroup *group)
+{
+	if (checkpoint->nemissions == checkpoint->size)
+	{
+		checkpoint->size = Max(256, checkpoint->size * 2);
+		checkpoint->emissions = checkpoint->emissions == NULL ?
+			palloc(sizeof(Emission) * checkpoint->size) :
+			repalloc(checkpoint->emissions, sizeof(Emission) * checkpoint->size);
+	}
+	memset(&checkpoint->emissions[checkpoint->nemissions], 0, sizeof(Emission));
+	checkpoint->emissions[checkpoint->nemissions++].group = group;
+}
+
+static int
+compare_emissions(const void *a, const void *b)
+{
+	const WindowGroup *ga = ((const Emission *) a)->group;
+	const WindowGroup *gb = ((const Emission *) b)->group;
+
+	if (ga->window->end != gb->window->end)
+		return ga->window->end < gb->window->end ? -1 : 1;
+	return ga->id < gb->id ? -1 : ga->id > gb->id;
+}
+
+static bool
+closes(const Checkpoint *checkpoint, const WindowGroup *group)
+{
+	return WindowCloses(group->window->end, checkpoint->boundary);
+}
+
+/* Groups of windows that close, and with emit 'changes' all others that changed. */
+static void
+collect(Checkpoint *checkpoint)
+{
+	GroupSet   *groups = checkpoint->rollup->groups;
+	GroupWindow **windows;
+	int			nwindows;
+	dlist_iter	iter;
+
+	windows = GroupSetWindowsUntil(groups, checkpoint->boundary, &nwindows);
+	for (int i = 0; i < nwindows; i++)
+		dlist_foreach(iter, &windows[i]->groups)
+		{
+			if (checkpoint->nemissions == GROUPS_PER_STEP)
+			{
+				checkpoint->more = true;
+				break;
+			}
+			add_emission(checkpoint, dlist_container(WindowGroup, node, iter.cur));
+		}
+	if (checkpoint->changes)
+		dlist_foreach(iter, GroupSetChanged(groups))
+		{
+			WindowGroup *group = dlist_container(WindowGroup, changed_node, iter.cur);
+
+			if (!closes(checkpoint, group))
+				add_emission(checkpoint, group);
+		}
+	if (checkpoint->nemissions > 1)
+		qsort(checkpoint->emissions, checkpoint->nemissions, sizeof(Emission), compare_emissions);
+}
+
+/* Write what is to be written; with emit 'changes' a closing group may already be there as it is. */
+static void
+emit(Checkpoint *checkpoint, uint64 *rows)
+{
+	Emission   *stale = palloc(sizeof(Emission) * Max(checkpoint->nemissions, 1));
+	int			n = 0;
+
+	for (int i = 0; i < checkpoint->nemissions; i++)
+	{
+		if (checkpoint->emissions[i].group->written)
+			checkpoint->emissions[i].result = EMIT_WRITTEN;
+		else
+			stale[n++] = checkpoint->emissions[i];
+	}
+	if (n > 0)
+		RollupEmit(checkpoint->pipeline, stale, n, rows);
+	n = 0;
+	for (int i = 0; i < checkpoint->nemissions; i++)
+		if (!checkpoint->emissions[i].group->written)
+			checkpoint->emissions[i] = stale[n++];
+	pfree(stale);
+}
+
+static void
+fill_row(Rollup *rollup, const WindowGroup *group, bool closed, WindowGroupRow *row)
+{
+	row->id = group->id;
+	row->start = group->window->start;
+	row->end = group->window->end;
+	row->keys = GroupEncodeKeys(rollup->groups, group);
+	row->state = GroupEncodeState(rollup->groups, group);
+	row->records = group->records;
+	row->closed = closed;
+}
+
+/* A finished row that fails by itself: its state is kept, and what is known of it. */
+static void
+note_failed_row(Checkpoint *checkpoint, const Emission *emission)
+{
+	Pipeline   *pipeline = checkpoint->pipeline;
+	Rollup	   *rollup = checkpoint->rollup;
+	WindowGroup *group = emission->group;
+	int			max_errors = pipeline->def->options.max_errors;
+	WindowGroupRow row;
+	MemoryContext old = MemoryContextSwitchTo(rollup->letters_context);
+	DeadLetter *letter = RollupAddLetter(rollup, DEAD_REJECTED);
+	RoleScope	scope;
+
+	RoleEnter(&scope, pipeline->def->owner);
+	letter->group_keys = RollupKeysAsJson(rollup, group->keys);
+	fill_row(rollup, group, true, &row);
+	RoleLeave(&scope);
+	letter->window_start = group->window->start;
+	letter->window_end = group->window->end;
+	letter->watermark = rollup->watermark;
+	letter->sqlstate = emission->sqlstate;
+	letter->message = pstrdup(emission->message);
+	CatalogWriteGroups(pipeline->def->id, &row, 1);
+	MemoryContextSwitchTo(old);
+
+	rollup->rows_failed++;
+	if (pipeline->def->options.stop_on_error || rollup->rows_failed > max_errors)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 pipeline->def->options.stop_on_error ?
+				 errmsg("the row of a finished window cannot be written: %s", emission->message) :
+				 errmsg("more than %d rows of finished windows in a row cannot be written, the last: %s",
+						max_errors, emission->message),
+				 errdetail("Window from %s, group %s.", timestamptz_to_str(group->window->start),
+						   DatumGetCString(DirectFunctionCall1(jsonb_out, letter->group_keys)))));
+}
+
+/* Forget closed groups; what failed while its window is open is tried again when it changes or closes. */
+static void
+settle(Checkpoint *checkpoint)
+{
+	Rollup	   *rollup = checkpoint->rollup;
+	int64	   *gone = palloc(sizeof(int64) * Max(checkpoint->nemissions, 1));
+	int			ngone = 0;
+
+	for (int i = 0; i < checkpoint->nemissions; i++)
+	{
+		Emission   *emission = &checkpoint->emissions[i];
+		WindowGroup *group = emission->group;
+
+		group->pending = emission->result == EMIT_LEFT;
+		if (group->pending)
+		{
+			checkpoint->more = true;
+			continue;
+		}
+		group->written = emission->result == EMIT_WRITTEN;
+		if (group->written)
+			rollup->rows_failed = 0;
+		if (!closes(checkpoint, group))
+			continue;
+		if (!group->written)
+			note_failed_row(checkpoint, emission);
+		else if (group->stored)
+			gone[ngone++] = group->id;
+		GroupSetRemove(rollup->groups, group);
+		emission->group = NULL;
+	}
+	CatalogDeleteGroups(checkpoint->pipeline->def->id, gone, ngone);
+	pfree(gone);
+}
+
+/* States of the groups that changed and stay. */
+static void
+save_groups(Checkpoint *checkpoint)
+{
+	Rollup	   *rollup = checkpoint->rollup;
+	const PipelineDefinition *def = checkpoint->pipeline->def;
+	MemoryContext some = AllocSetContextCreate(CurrentMemoryContext, "hybridiot groups to store", ALLOCSET_DEFAULT_SIZES);
+	WindowGroupRow *rows = palloc(sizeof(WindowGroupRow) * GROUPS_AT_A_TIME);
+	dlist_mutable_iter iter;
+	RoleScope	scope;
+	int			n = 0;
+	bool		any = false;
+
+	RoleEnter(&scope, def->owner);
+	dlist_foreach_modify(iter, GroupSetChanged(rollup->groups))
+	{
+		WindowGroup *group = dlist_container(WindowGroup, changed_node, iter.cur);
+		MemoryContext old = MemoryContextSwitchTo(some);
+
+		fill_row(rollup, group, false, &rows[n++]);
+		MemoryContextSwitchTo(old);
+		any = true;
+		if (group->pending)
+			group->stored = true;
+		else
+			GroupSetMarkStored(rollup->groups, group);
+		if (n == GROUPS_AT_A_TIME)
+		{
+			RoleLeave(&scope);
+			CatalogWriteGroups(def->id, rows, n);
+			MemoryContextReset(some);
+			n = 0;
+			RoleEnter(&scope, def->owner);
+		}
+	}
+	RoleLeave(&scope);
+	CatalogWriteGroups(def->id, rows, n);
+	if (any && !rollup->layout_stored)
+	{
+		CatalogWriteWindowLayout(def->id, rollup->layout);
+		rollup->layout_stored = true;
+	}
+	MemoryContextDelete(some);
+	pfree(rows);
+}
+
+static void
+save_letters(Pipeline *pipeline)
+{
+	Rollup	   *rollup = pipeline->rollup;
+
+	if (rollup->nletters == 0)
+		return;
+	CatalogWriteDeadLetters(pipeline->def->id, pipeline->def->stream, rollup->letters, rollup->nletters);
+	if (MyWorkerSlot != NULL)
+	{
+		pg_atomic_fetch_add_u64(&MyWorkerSlot->dead_letters, rollup->nletters);
+		pg_atomic_fetch_add_u64(&MyWorkerSlot->late, rollup->nlate);
+	}
+	MemoryContextReset(rollup->letters_context);
+	rollup->letters = NULL;
+	rollup->nletters = rollup->letters_size = rollup->nlate = 0;
+}
+
+/* Windows that end no later than this are final, all of them. */
+static void
+save_progress(Checkpoint *checkpoint, TimestampTz old_watermark)
+{
+	Rollup	   *rollup = checkpoint->rollup;
+	GroupWindow *earliest = GroupSetEarliest(rollup->groups);
+	TimestampTz closed_before = checkpoint->boundary;
+
+	if (earliest != NULL && earliest->end <= closed_before)
+		closed_before = earliest->end - 1;
+	closed_before = Max(closed_before, rollup->closed_before);
+	if (closed_before == rollup->closed_before && rollup->watermark == old_watermark)
+		return;
+	rollup->closed_before = closed_before;
+	CatalogWriteProgress(checkpoint->pipeline->def->id, rollup->watermark, rollup->closed_before);
+}
+
+bool
+RollupCheckpoint(Pipeline *pipeline, TimestampTz now, uint64 *rows)
+{
+	Rollup	   *rollup = pipeline->rollup;
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "hybridiot checkpoint", ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	TimestampTz old_watermark = rollup->watermark;
+	Checkpoint	checkpoint = {
+		.pipeline = pipeline,
+		.rollup = rollup,
+		.changes = pipeline->def->options.emit_changes
+	};
+
+	rollup->watermark = watermark_at(pipeline, now);
+	checkpoint.boundary = WindowTimeMinus(rollup->watermark, pipeline->def->options.lateness_us);
+	for (int i = 0; i < pipeline->nparts; i++)
+	{
+		PartitionState *part = &pipeline->parts[i];
+		bool		idle = WindowPartitionIdle(part, pipeline->def->options.idle_timeout_us, now);
+
+		part->changed |= part->idle != idle;
+		part->idle = idle;
+	}
+
+	*rows = 0;
+	collect(&checkpoint);
+	emit(&checkpoint, rows);
+	settle(&checkpoint);
+	save_groups(&checkpoint);
+	save_letters(pipeline);
+	save_progress(&checkpoint, old_watermark);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(context);
+	return checkpoint.more;
+}

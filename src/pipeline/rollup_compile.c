@@ -1,0 +1,835 @@
+/*
+ * rollup_compile.c
+ *		Take a windowed statement apart: what feeds its groups, what finishes them.
+ *
+ *		INSERT INTO t SELECT tumble(s.ts, '10 s'), d.site, max(s.temp) * 2
+ *		FROM s JOIN d USING (device) WHERE s.temp > 0 GROUP BY 1, 2 HAVING count(*) > 3
+ *
+ * becomes
+ *
+ *		feed	SELECT s.ctid, d.site, s.temp FROM s JOIN d USING (device) WHERE s.temp > 0
+ *		finish	INSERT INTO t SELECT f.w, f.k1, f.a1 * 2
+ *				FROM hybridiot.finished_groups() f(w tstzrange, k1 int, a1 float8, a2 bigint) WHERE f.a2 > 3
+ *
+ * Both are made as trees, deparsed and planned by PostgreSQL like anything that was typed; nothing hooks the
+ * planner. Where 18 has a range table entry for grouping
+ * expressions, they are put back first, so that the rest is the same for all versions.
+ *
+ * What cannot be taken apart is refused here, and only here, with a HINT.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/sysattr.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "foreign/foreign.h"
+#include "nodes/makefuncs.h"
+#include "nodes/nodeFuncs.h"
+#include "parser/parse_func.h"
+#include "parser/parsetree.h"
+#include "rewrite/rewriteManip.h"
+#include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/ruleutils.h"
+#include "utils/syscache.h"
+#include "utils/timestamp.h"
+#include "utils/typcache.h"
+
+#include "core/compat.h"
+#include "core/options.h"
+#include "pipeline/rollup_compile.h"
+
+/* Where things are in the finish query. */
+#define FINISHED_RTI 1
+#define FINISHED_WINDOW 1		/* column of the window; keys follow, then aggregates */
+
+typedef struct Compile
+{
+	Query	   *insert;
+	Query	   *select;
+	Oid			stream;
+	int			stream_rti;
+	int			stream_count;	/* streams anywhere in the SELECT */
+	List	   *keys;			/* grouping expressions, the window first */
+	List	   *key_names;		/* of char * */
+	List	   *key_clauses;	/* of SortGroupClause; NULL for the window */
+	List	   *aggregates;		/* of Aggref, each once */
+	List	   *feed;			/* expressions of the feed behind ctid, each once */
+	int			sublevels;		/* while a tree is walked */
+	RollupPlan *plan;
+} Compile;
+
+static void
+refuse(const char *message, const char *hint)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("%s", message),
+			 errhint("%s", hint)));
+}
+
+/* ---------------------------------------------------------------------------
+ * Refuse
+ * ---------------------------------------------------------------------------
+ */
+
+/* The SELECT of an INSERT ... SELECT. */
+static RangeTblEntry *
+find_select(Query *insert)
+{
+	RangeTblEntry *found = NULL;
+	ListCell   *lc;
+
+	if (insert->commandType == CMD_INSERT)
+		foreach(lc, insert->rtable)
+		{
+			RangeTblEntry *rte = lfirst_node(RangeTblEntry, lc);
+
+			if (rte->rtekind == RTE_SUBQUERY && list_length(insert->jointree->fromlist) == 1 &&
+				linitial_node(RangeTblRef, insert->jointree->fromlist)->rtindex == foreach_current_index(lc) + 1)
+				found = rte;
+		}
+	if (found == NULL)
+		refuse("a windowed pipeline must be INSERT ... SELECT",
+			   "Write the finished windows to a table, and go on from there with a trigger or a query.");
+	if (insert->cteList != NIL)
+		refuse("WITH in front of INSERT is not possible in a windowed pipeline",
+			   "Write WITH behind INSERT INTO, in front of the SELECT.");
+	return found;
+}
+
+static void
+refuse_clauses(Query *select)
+{
+	if (select->setOperations != NULL)
+		refuse("a windowed pipeline cannot use UNION, INTERSECT or EXCEPT",
+			   "Create one pipeline for each branch.");
+	if (select->hasWindowFuncs)
+		refuse("a windowed pipeline cannot use window functions",
+			   "Write the finished windows to a table, and use window functions in a query over it.");
+	if (select->distinctClause != NIL)
+		refuse("a windowed pipeline cannot use DISTINCT",
+			   "Leave it out: a group is one row already.");
+	if (select->sortClause != NIL)
+		refuse("a windowed pipeline cannot use ORDER BY",
+			   "Order the rows where you read them.");
+	if (select->limitCount != NULL || select->limitOffset != NULL)
+		refuse("a windowed pipeline cannot use LIMIT or OFFSET",
+			   "Use HAVING to keep some of the groups.");
+	if (select->groupingSets != NIL || select->groupDistinct)
+		refuse("a windowed pipeline cannot use GROUPING SETS, ROLLUP or CUBE",
+			   "Create one pipeline for each grouping.");
+	if (select->rowMarks != NIL)
+		refuse("a windowed pipeline cannot lock the rows it reads",
+			   "Leave out FOR UPDATE and FOR SHARE.");
+	if (select->hasModifyingCTE)
+		refuse("a windowed pipeline cannot use data-modifying WITH",
+			   "Write the finished windows to a table with a trigger that does the rest.");
+	if (select->constraintDeps != NIL)
+		refuse("a column of a windowed pipeline cannot be used only because it depends on a primary key in GROUP BY",
+			   "Add the column to GROUP BY.");
+}
+
+static bool
+is_stream(const RangeTblEntry *rte)
+{
+	ForeignServer *server;
+	char	   *wrapper;
+
+	if (rte->rtekind != RTE_RELATION || rte->relkind != RELKIND_FOREIGN_TABLE)
+		return false;
+	server = GetForeignServer(GetForeignTable(rte->relid)->serverid);
+	wrapper = OptionWrapperName(server);
+	return strcmp(wrapper, KAFKA_WRAPPER) == 0 || strcmp(wrapper, AMQP_WRAPPER) == 0;
+}
+
+static void
+refuse_window_kind(WindowKind kind)
+{
+	switch (kind)
+	{
+		case WINDOW_NONE:
+		case WINDOW_TUMBLE:
+			return;
+		case WINDOW_HOP:
+			refuse("hopping windows are not supported yet",
+				   "They come in a later version; use hybridiot.tumble() now.");
+			break;
+		case WINDOW_SLIDE:
+			refuse("sliding windows are not supported yet",
+				   "They come in a later version; use hybridiot.tumble() now.");
+			break;
+		case WINDOW_SESSION:
+			refuse("session windows are not supported yet",
+				   "They come in a later version; use hybridiot.tumble() now.");
+			break;
+	}
+}
+
+/* Look at the whole SELECT: other kinds of windows, streams, system columns of ours. */
+static bool
+look_walker(Node *node, Compile *compile)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, FuncExpr))
+		refuse_window_kind(WindowFunctionKind(((FuncExpr *) node)->funcid));
+	else if (IsA(node, Var))
+	{
+		Var		   *var = (Var *) node;
+
+		if (var->varlevelsup == compile->sublevels && var->varno == compile->stream_rti && var->varattno < 0)
+			refuse("a pipeline cannot use system columns of its stream",
+				   "Use columns with OPTIONS (metadata 'partition') and (metadata 'offset').");
+	}
+	else if (IsA(node, RangeTblEntry))
+	{
+		if (is_stream((RangeTblEntry *) node))
+		{
+			compile->stream_count++;
+			if (((RangeTblEntry *) node)->relid != compile->stream)
+				refuse("joins of two streams are not supported yet",
+					   "They come in a later version; write one of the streams to a table and join with that.");
+		}
+		return false;
+	}
+	else if (IsA(node, Query))
+	{
+		bool		result;
+
+		compile->sublevels++;
+		result = query_tree_walker((Query *) node, look_walker, compile, QTW_EXAMINE_RTES_BEFORE);
+		compile->sublevels--;
+		return result;
+	}
+	return expression_tree_walker(node, look_walker, compile);
+}
+
+/* Find the stream in FROM; outer joins must not be able to leave it out. */
+static void
+look_for_stream(Compile *compile, Node *node, bool nullable)
+{
+	ListCell   *lc;
+
+	if (IsA(node, FromExpr))
+	{
+		foreach(lc, ((FromExpr *) node)->fromlist)
+			look_for_stream(compile, lfirst(lc), nullable);
+	}
+	else if (IsA(node, JoinExpr))
+	{
+		JoinExpr   *join = (JoinExpr *) node;
+
+		if (join->alias != NULL)
+			refuse("a join in a windowed pipeline cannot have an alias",
+				   "Leave out the alias and write the tables' own names before their columns.");
+		look_for_stream(compile, join->larg, nullable || join->jointype == JOIN_RIGHT || join->jointype == JOIN_FULL);
+		look_for_stream(compile, join->rarg, nullable || join->jointype == JOIN_LEFT || join->jointype == JOIN_FULL);
+	}
+	else
+	{
+		int			rti = castNode(RangeTblRef, node)->rtindex;
+		RangeTblEntry *rte = rt_fetch(rti, compile->select->rtable);
+
+		if (rte->rtekind != RTE_RELATION || rte->relid != compile->stream)
+			return;
+		if (nullable)
+			refuse("an outer join in a windowed pipeline must not add rows that the stream does not have",
+				   "Put the stream on the side of the join that keeps all its rows, as in stream LEFT JOIN table.");
+		compile->stream_rti = rti;
+	}
+}
+
+static void
+find_stream(Compile *compile)
+{
+	look_for_stream(compile, (Node *) compile->select->jointree, false);
+	if (compile->stream_rti == 0)
+		refuse("the stream of a windowed pipeline must stand directly in FROM",
+			   "Take it out of the subquery, WITH or view.");
+	(void) query_tree_walker(compile->select, look_walker, compile, QTW_EXAMINE_RTES_BEFORE);
+	if (compile->stream_count > 1)
+		refuse("the stream of a windowed pipeline must stand in FROM only once",
+			   "Write its records to a table, and join the stream with that.");
+}
+
+/* ---------------------------------------------------------------------------
+ * Window and keys
+ * ---------------------------------------------------------------------------
+ */
+
+/* An argument of tumble() that must be known now. */
+static Datum
+constant_argument(Node *argument, const char *what)
+{
+	Node	   *value = eval_const_expressions(NULL, argument);
+
+	if (!IsA(value, Const))
+		refuse(psprintf("%s of windows must be a constant", what),
+			   "Create one pipeline for each size of windows.");
+	if (((Const *) value)->constisnull)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s of windows must not be null", what)));
+	return ((Const *) value)->constvalue;
+}
+
+/* tumble()'s time must be the one that decides what is late: the stream's event time. */
+static void
+check_event_time(Compile *compile, Node *argument)
+{
+	const char *column = OptionGet(GetForeignTable(compile->stream)->options, "event_time");
+	Var		   *var = (Var *) argument;
+	bool		good = false;
+
+	if (IsA(argument, Var) && var->varno == compile->stream_rti && var->varlevelsup == 0 && var->varattno > 0)
+	{
+		if (column != NULL)
+			good = var->varattno == get_attnum(compile->stream, column);
+		else
+		{
+			const char *metadata = OptionGet(GetForeignColumnOptions(compile->stream, var->varattno), "metadata");
+
+			good = metadata != NULL && strcmp(metadata, "timestamp") == 0;
+		}
+	}
+	if (!good)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("windows of a pipeline must be made from the event time of its stream"),
+				 column != NULL ?
+				 errhint("Use column \"%s\", of type timestamptz, as it is.", column) :
+				 errhint("Set the stream's option event_time, or use a column with OPTIONS (metadata 'timestamp').")));
+}
+
+/* size and origin of tumble(time, size, origin), defaults and named arguments in place. */
+static void
+read_window(Compile *compile, FuncExpr *call)
+{
+	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(call->funcid));
+	WindowSpec *window = &compile->plan->window;
+	List	   *arguments;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for function %u", call->funcid);
+	arguments = expand_function_arguments(copyObject(call->args), false, call->funcresulttype, tuple);
+	ReleaseSysCache(tuple);
+
+	check_event_time(compile, linitial(arguments));
+	window->size = WindowLength(DatumGetIntervalP(constant_argument(lsecond(arguments), "size")), "size");
+	window->origin = DatumGetTimestampTz(constant_argument(lthird(arguments), "origin"));
+	if (TIMESTAMP_NOT_FINITE(window->origin))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("origin of windows must be finite")));
+}
+
+/* A name by which people know a key; unique among keys. */
+static char *
+name_key(Compile *compile, TargetEntry *tle)
+{
+	char	   *name = NULL;
+	ListCell   *lc;
+
+	if (!tle->resjunk && tle->resname != NULL && tle->resname[0] != '?')
+		name = tle->resname;
+	else if (IsA(tle->expr, Var) && ((Var *) tle->expr)->varlevelsup == 0)
+	{
+		Var		   *var = (Var *) tle->expr;
+
+		name = get_rte_attribute_name(rt_fetch(var->varno, compile->select->rtable), var->varattno);
+	}
+	foreach(lc, compile->key_names)
+		if (name != NULL && strcmp(name, lfirst(lc)) == 0)
+			name = NULL;
+	return name != NULL ? pstrdup(name) : psprintf("key%d", list_length(compile->key_names));
+}
+
+/* Grouping expressions: the window comes first, whatever the user's order. */
+static void
+find_keys(Compile *compile)
+{
+	FuncExpr   *window = NULL;
+	ListCell   *lc;
+
+	compile->key_names = list_make1("during");
+	foreach(lc, compile->select->groupClause)
+	{
+		SortGroupClause *clause = lfirst_node(SortGroupClause, lc);
+		TargetEntry *tle = get_sortgroupclause_tle(clause, compile->select->targetList);
+
+		if (IsA(tle->expr, FuncExpr) &&
+			WindowFunctionKind(((FuncExpr *) tle->expr)->funcid) == WINDOW_TUMBLE)
+		{
+			if (window != NULL)
+				refuse("a windowed pipeline must group by one window only",
+					   "Create one pipeline for each size of windows.");
+			window = (FuncExpr *) tle->expr;
+			continue;
+		}
+		compile->key_names = lappend(compile->key_names, name_key(compile, tle));
+		compile->keys = lappend(compile->keys, tle->expr);
+		compile->key_clauses = lappend(compile->key_clauses, clause);
+	}
+	if (window == NULL)
+		refuse("GROUP BY of a windowed pipeline must hold a window",
+			   "Group by hybridiot.tumble() itself; expressions of the window may stand in the SELECT list.");
+	read_window(compile, window);
+	compile->keys = lcons(window, compile->keys);
+	compile->key_clauses = lcons(NULL, compile->key_clauses);
+}
+
+/* ---------------------------------------------------------------------------
+ * Feed
+ * ---------------------------------------------------------------------------
+ */
+
+/* The feed's column of this expression, 0-based; ctid is column 0. */
+static int
+feed_column(Compile *compile, Node *expr)
+{
+	ListCell   *lc;
+
+	foreach(lc, compile->feed)
+		if (equal(lfirst(lc), expr))
+			return foreach_current_index(lc) + 1;
+	compile->feed = lappend(compile->feed, expr);
+	return list_length(compile->feed);
+}
+
+static void
+lay_out(Compile *compile)
+{
+	GroupLayout *layout = &compile->plan->layout;
+	ListCell   *lc;
+
+	layout->nkeys = list_length(compile->keys) - 1;
+	layout->keys = palloc0(sizeof(GroupKey) * Max(layout->nkeys, 1));
+	for (int i = 0; i < layout->nkeys; i++)
+	{
+		Node	   *expr = list_nth(compile->keys, i + 1);
+		SortGroupClause *clause = list_nth(compile->key_clauses, i + 1);
+		GroupKey   *key = &layout->keys[i];
+
+		GroupKeyPrepare(key, exprType(expr), exprTypmod(expr), exprCollation(expr), clause->eqop);
+		key->name = list_nth(compile->key_names, i + 1);
+		key->column = feed_column(compile, expr);
+	}
+
+	layout->naggregates = list_length(compile->aggregates);
+	layout->aggregates = palloc0(sizeof(GroupAggregate) * Max(layout->naggregates, 1));
+	foreach(lc, compile->aggregates)
+	{
+		Aggref	   *aggref = lfirst_node(Aggref, lc);
+		GroupAggregate *aggregate = &layout->aggregates[foreach_current_index(lc)];
+		ListCell   *arg;
+
+		GroupAggregatePrepare(aggregate, aggref);
+		aggregate->columns = palloc(sizeof(int) * Max(aggregate->nargs, 1));
+		foreach(arg, aggref->args)
+			aggregate->columns[foreach_current_index(arg)] =
+				feed_column(compile, (Node *) lfirst_node(TargetEntry, arg)->expr);
+		aggregate->filter = aggref->aggfilter == NULL ? -1 :
+			feed_column(compile, (Node *) aggref->aggfilter);
+	}
+}
+
+/* The user's FROM and WHERE with our target list. */
+static char *
+make_feed(Compile *compile)
+{
+	RollupPlan *plan = compile->plan;
+	Query	   *feed = copyObject(compile->select);
+	Var		   *ctid = makeVar(compile->stream_rti, SelfItemPointerAttributeNumber, TIDOID, -1, InvalidOid, 0);
+	ListCell   *lc;
+
+	feed->targetList = list_make1(makeTargetEntry((Expr *) ctid, 1, "record", false));
+	feed->groupClause = NIL;
+	feed->havingQual = NULL;
+	feed->hasAggs = false;
+
+	plan->ncolumns = list_length(compile->feed) + 1;
+	plan->types = palloc(sizeof(Oid) * plan->ncolumns);
+	plan->types[0] = TIDOID;
+	foreach(lc, compile->feed)
+	{
+		int			column = foreach_current_index(lc) + 1;
+
+		plan->types[column] = exprType(lfirst(lc));
+		feed->targetList = lappend(feed->targetList,
+								   makeTargetEntry(copyObject(lfirst(lc)), column + 1, psprintf("c%d", column), false));
+	}
+	if (contain_volatile_functions((Node *) feed))
+		refuse("a windowed pipeline cannot use volatile functions in FROM, WHERE, group keys or arguments of aggregates",
+			   "A batch may run twice; with emit 'final', volatile functions may stand around aggregates in the SELECT list.");
+	return pg_get_querydef(feed, false);
+}
+
+/* ---------------------------------------------------------------------------
+ * Finish
+ * ---------------------------------------------------------------------------
+ */
+
+/* A column of hybridiot.finished_groups(), of the type of what it stands for. */
+static Node *
+finished_column(Node *expr, int column, int sublevels)
+{
+	return (Node *) makeVar(FINISHED_RTI, column, exprType(expr), exprTypmod(expr), exprCollation(expr), sublevels);
+}
+
+static Node *
+replace_aggregate(Compile *compile, Aggref *aggref)
+{
+	Aggref	   *own = copyObject(aggref);
+	int			number = 0;
+
+	if (compile->sublevels > 0)
+		IncrementVarSublevelsUp((Node *) own, -compile->sublevels, compile->sublevels);
+	while (number < list_length(compile->aggregates) && !equal(list_nth(compile->aggregates, number), own))
+		number++;
+	if (number == list_length(compile->aggregates))
+		compile->aggregates = lappend(compile->aggregates, own);
+	return finished_column((Node *) own, list_length(compile->keys) + number + 1, compile->sublevels);
+}
+
+/*
+ * Put columns of hybridiot.finished_groups() in place of grouping expressions
+ * and aggregates. As in the parser, only plain columns are recognised below
+ * the statement's own level.
+ */
+static Node *
+finish_mutator(Node *node, Compile *compile)
+{
+	ListCell   *lc;
+
+	if (node == NULL)
+		return NULL;
+	if (IsA(node, Aggref) && ((Aggref *) node)->agglevelsup == compile->sublevels)
+		return replace_aggregate(compile, (Aggref *) node);
+	if (IsA(node, GroupingFunc))
+		refuse("a windowed pipeline cannot use GROUPING()", "Create one pipeline for each grouping.");
+	if (compile->sublevels == 0 || (IsA(node, Var) && ((Var *) node)->varlevelsup == compile->sublevels))
+	{
+		Node	   *own = copyObject(node);
+
+		if (compile->sublevels > 0)
+			IncrementVarSublevelsUp(own, -compile->sublevels, compile->sublevels);
+		foreach(lc, compile->keys)
+			if (equal(lfirst(lc), own))
+				return finished_column(own, foreach_current_index(lc) + 1, compile->sublevels);
+	}
+	if (IsA(node, Query))
+	{
+		Query	   *result;
+
+		compile->sublevels++;
+		result = query_tree_mutator((Query *) node, finish_mutator, compile, 0);
+		compile->sublevels--;
+		return (Node *) result;
+	}
+	return expression_tree_mutator(node, finish_mutator, compile);
+}
+
+/* hybridiot.finished_groups() AS finished (w tstzrange, k1 ..., a1 ...) */
+static RangeTblEntry *
+make_finished_rte(Compile *compile)
+{
+	RangeTblEntry *rte = makeNode(RangeTblEntry);
+	RangeTblFunction *function = makeNode(RangeTblFunction);
+	List	   *name = list_make2(makeString(HYBRIDIOT_SCHEMA), makeString("finished_groups"));
+	FuncExpr   *call;
+	ListCell   *lc;
+	List	   *columns = list_concat_copy(compile->keys, compile->aggregates);
+
+	call = makeFuncExpr(LookupFuncName(name, 0, NULL, false), RECORDOID, NIL, InvalidOid, InvalidOid,
+						COERCE_EXPLICIT_CALL);
+	call->funcretset = true;
+	function->funcexpr = (Node *) call;
+	function->funccolcount = list_length(columns);
+	foreach(lc, columns)
+	{
+		Node	   *expr = lfirst(lc);
+		int			number = foreach_current_index(lc);
+		int			nkeys = list_length(compile->keys);
+		char	   *colname = number == 0 ? "w" : number < nkeys ? psprintf("k%d", number) :
+			psprintf("a%d", number - nkeys + 1);
+
+		function->funccolnames = lappend(function->funccolnames, makeString(colname));
+		function->funccoltypes = lappend_oid(function->funccoltypes, exprType(expr));
+		function->funccoltypmods = lappend_int(function->funccoltypmods, exprTypmod(expr));
+		function->funccolcollations = lappend_oid(function->funccolcollations, exprCollation(expr));
+	}
+	rte->rtekind = RTE_FUNCTION;
+	rte->functions = list_make1(function);
+	rte->alias = makeAlias("finished", NIL);
+	rte->eref = makeAlias("finished", copyObject(function->funccolnames));
+	rte->inFromCl = true;
+	return rte;
+}
+
+static Node *
+reference(int rti)
+{
+	RangeTblRef *ref = makeNode(RangeTblRef);
+
+	ref->rtindex = rti;
+	return (Node *) ref;
+}
+
+/* The SELECT over finished groups; aggregates are collected on the way. */
+static Query *
+make_finish_select(Compile *compile)
+{
+	Query	   *select = compile->select;
+	Query	   *finish = makeNode(Query);
+	Node	   *having;
+	ListCell   *lc;
+
+	foreach(lc, select->targetList)
+	{
+		TargetEntry *tle = lfirst_node(TargetEntry, lc);
+
+		if (tle->resjunk)
+			continue;
+		tle = copyObject(tle);
+		tle->expr = (Expr *) finish_mutator((Node *) tle->expr, compile);
+		tle->ressortgroupref = 0;
+		finish->targetList = lappend(finish->targetList, tle);
+	}
+	having = finish_mutator(select->havingQual, compile);
+
+	finish->commandType = CMD_SELECT;
+	finish->querySource = QSRC_ORIGINAL;
+	finish->canSetTag = true;
+	finish->hasSubLinks = select->hasSubLinks;
+	finish->hasTargetSRFs = select->hasTargetSRFs;
+	finish->hasRecursive = select->hasRecursive;
+	finish->cteList = copyObject(select->cteList);
+	finish->rtable = list_make1(make_finished_rte(compile));
+	finish->jointree = makeFromExpr(list_make1(reference(FINISHED_RTI)), having);
+	return finish;
+}
+
+/* ---------------------------------------------------------------------------
+ * Emit 'changes'
+ * ---------------------------------------------------------------------------
+ */
+
+static void
+refuse_changes(const char *detail, const char *hint)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("this statement cannot be used with emit 'changes'"),
+			 errdetail_internal("%s", detail),
+			 errhint("%s", hint)));
+}
+
+/* A SET expression may read excluded, and nothing that changes from one time to the next. */
+static bool
+only_excluded_walker(Node *node, OnConflictExpr *conflict)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, Var) && ((Var *) node)->varno != conflict->exclRelIndex)
+		return true;
+	if (IsA(node, SubLink))
+		return true;
+	return expression_tree_walker(node, only_excluded_walker, conflict);
+}
+
+/* The finish column that an INSERT column gets as it is; 0: none. */
+static int
+finished_column_of(Compile *compile, Query *finish, TargetEntry *tle)
+{
+	Var		   *var = (Var *) tle->expr;
+	TargetEntry *source;
+
+	if (!IsA(var, Var) || var->varno != linitial_node(RangeTblRef, compile->insert->jointree->fromlist)->rtindex)
+		return 0;
+	source = list_nth(finish->targetList, var->varattno - 1);
+	var = (Var *) source->expr;
+	return IsA(var, Var) && var->varno == FINISHED_RTI && var->varlevelsup == 0 ? var->varattno : 0;
+}
+
+static bool
+column_is_not_null(Oid relid, AttrNumber attnum)
+{
+	HeapTuple	tuple = SearchSysCache2(ATTNUM, ObjectIdGetDatum(relid), Int16GetDatum(attnum));
+	bool		result;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for attribute %d of relation %u", attnum, relid);
+	result = ((Form_pg_attribute) GETSTRUCT(tuple))->attnotnull;
+	ReleaseSysCache(tuple);
+	return result;
+}
+
+/*
+ * ON CONFLICT's columns must be the window and the keys, each as it is. Returns the conditions that
+ * find a group's row in the target (range table entry 2 of the prune query).
+ */
+static List *
+check_conflict_columns(Compile *compile, Query *finish, Bitmapset **columns)
+{
+	static const char *hint = "ON CONFLICT must name a column for the window and one for each other group key, and nothing else.";
+	OnConflictExpr *conflict = compile->insert->onConflict;
+	List	   *quals = NIL;
+	Bitmapset  *covered = NULL;
+	ListCell   *lc;
+
+	foreach(lc, conflict->arbiterElems)
+	{
+		Var		   *var = (Var *) lfirst_node(InferenceElem, lc)->expr;
+		TargetEntry *tle = NULL;
+		TypeCacheEntry *type;
+		Node	   *key;
+		int			column;
+
+		if (!IsA(var, Var) || var->varattno <= 0)
+			refuse_changes("ON CONFLICT names an expression.", hint);
+		tle = get_tle_by_resno(compile->insert->targetList, var->varattno);
+		column = tle != NULL ? finished_column_of(compile, finish, tle) : 0;
+		if (column == 0 || column > list_length(compile->keys))
+			refuse_changes(psprintf("Column \"%s\" of ON CONFLICT is not a group key of the same type.",
+									get_attname(compile->plan->target, var->varattno, false)), hint);
+		if (!column_is_not_null(compile->plan->target, var->varattno))
+			refuse_changes(psprintf("Column \"%s\" of ON CONFLICT may be null.",
+									get_attname(compile->plan->target, var->varattno, false)),
+						   "Declare the columns of ON CONFLICT NOT NULL: null conflicts with nothing.");
+		covered = bms_add_member(covered, column);
+		*columns = bms_add_member(*columns, var->varattno);
+
+		key = list_nth(compile->keys, column - 1);
+		type = lookup_type_cache(var->vartype, TYPECACHE_EQ_OPR);
+		quals = lappend(quals,
+						make_opclause(type->eq_opr, BOOLOID, false,
+									  (Expr *) makeVar(2, var->varattno, var->vartype, var->vartypmod, var->varcollid, 0),
+									  (Expr *) finished_column(key, column, 0),
+									  InvalidOid, var->varcollid));
+	}
+	if (bms_num_members(covered) != list_length(compile->keys))
+		refuse_changes("ON CONFLICT does not name every group key.", hint);
+	return quals;
+}
+
+/* Written again and again, a row must end as it would if it had been written once. */
+static List *
+check_changes(Compile *compile, Query *finish)
+{
+	OnConflictExpr *conflict = compile->insert->onConflict;
+	Bitmapset  *columns = NULL;
+	List	   *quals;
+	ListCell   *lc;
+
+	if (conflict == NULL || conflict->action != ONCONFLICT_UPDATE)
+		refuse_changes("It has no ON CONFLICT ... DO UPDATE.",
+					   "A window's row is written each time it changes; add ON CONFLICT (...) DO UPDATE, or use emit 'final'.");
+	if (OidIsValid(conflict->constraint))
+		refuse_changes("ON CONFLICT names a constraint.", "Name its columns instead.");
+	if (conflict->arbiterWhere != NULL || conflict->onConflictWhere != NULL)
+		refuse_changes("ON CONFLICT has a WHERE clause.", "Use HAVING to keep some of the groups.");
+	if (finish->hasTargetSRFs)
+		refuse_changes("The SELECT list returns several rows for a group.", "Use emit 'final'.");
+	if (contain_volatile_functions((Node *) finish->targetList) ||
+		contain_volatile_functions(finish->jointree->quals))
+		refuse_changes("It uses volatile functions, which would run at each change.", "Use emit 'final'.");
+
+	quals = check_conflict_columns(compile, finish, &columns);
+	foreach(lc, conflict->onConflictSet)
+	{
+		TargetEntry *tle = lfirst_node(TargetEntry, lc);
+
+		if (only_excluded_walker((Node *) tle->expr, conflict) || contain_volatile_functions((Node *) tle->expr))
+			refuse_changes("SET uses something other than excluded.",
+						   "Set columns from excluded only: a change replaces the row of its window.");
+		columns = bms_add_member(columns, tle->resno);
+	}
+	foreach(lc, compile->insert->targetList)
+	{
+		TargetEntry *tle = lfirst_node(TargetEntry, lc);
+
+		if (!bms_is_member(tle->resno, columns))
+			refuse_changes(psprintf("Column \"%s\" is not in SET.", get_attname(compile->plan->target, tle->resno, false)),
+						   "Set every column that is inserted, from excluded.");
+	}
+	return quals;
+}
+
+/* DELETE FROM target USING finished_groups() WHERE target.keys = keys AND (having) IS NOT TRUE */
+static char *
+make_prune(Compile *compile, Query *finish, List *quals)
+{
+	Query	   *prune = makeNode(Query);
+	RangeTblEntry *target = copyObject(rt_fetch(compile->insert->resultRelation, compile->insert->rtable));
+	BooleanTest *fails = makeNode(BooleanTest);
+
+	fails->arg = (Expr *) copyObject(finish->jointree->quals);
+	fails->booltesttype = IS_NOT_TRUE;
+	fails->location = -1;
+	target->inFromCl = false;
+
+	prune->commandType = CMD_DELETE;
+	prune->querySource = QSRC_ORIGINAL;
+	prune->canSetTag = true;
+	prune->hasSubLinks = finish->hasSubLinks;
+	prune->hasRecursive = finish->hasRecursive;
+	prune->cteList = copyObject(finish->cteList);
+	prune->rtable = list_make2(copyObject(linitial(finish->rtable)), target);
+	prune->resultRelation = 2;
+	prune->jointree = makeFromExpr(list_make2(reference(2), reference(FINISHED_RTI)),
+								   (Node *) make_ands_explicit(lappend(quals, fails)));
+	return pg_get_querydef(prune, false);
+}
+
+/* ---------------------------------------------------------------------------
+ * All of it
+ * ---------------------------------------------------------------------------
+ */
+
+/* In 18, columns of the grouping entry become the expressions again, and the entry goes. */
+static void
+ungroup(Query *select)
+{
+	select->targetList = (List *) flatten_group_exprs(NULL, select, (Node *) select->targetList);
+	select->havingQual = flatten_group_exprs(NULL, select, select->havingQual);
+	if (QueryHasGroupRTE(select))
+	{
+		if (!RTEIsGroup(llast_node(RangeTblEntry, select->rtable)))
+			elog(ERROR, "grouping entry is not the last of the range table");
+		select->rtable = list_delete_last(select->rtable);
+		QueryClearGroupRTE(select);
+	}
+	select->targetList = (List *) flatten_join_alias_vars(NULL, select, (Node *) select->targetList);
+	select->havingQual = flatten_join_alias_vars(NULL, select, select->havingQual);
+}
+
+RollupPlan *
+RollupCompile(Query *query, Oid stream, bool emit_changes)
+{
+	Compile		compile = {.insert = query,.stream = stream,.plan = palloc0(sizeof(RollupPlan))};
+	RollupPlan *plan = compile.plan;
+	RangeTblEntry *source = find_select(query);
+	Query	   *finish;
+	List	   *quals = NIL;
+
+	compile.select = source->subquery;
+	plan->target = rt_fetch(query->resultRelation, query->rtable)->relid;
+	refuse_clauses(compile.select);
+	find_stream(&compile);
+	ungroup(compile.select);
+	find_keys(&compile);
+	finish = make_finish_select(&compile);
+	lay_out(&compile);
+	plan->feed = make_feed(&compile);
+
+	if (emit_changes)
+		quals = check_changes(&compile, finish);
+	if (emit_changes && finish->jointree->quals != NULL)
+		plan->prune = make_prune(&compile, finish, quals);
+	source->subquery = finish;
+	plan->finish = pg_get_querydef(copyObject(query), false);
+	return plan;
+}

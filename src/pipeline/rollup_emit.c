@@ -1,0 +1,263 @@
+/*
+ * rollup_emit.c
+ *		Write finished groups through the pipeline's own statement.
+ *
+ * The finish query reads groups from hybridiot.finished_groups(), a function that
+ * has something to return only while RollupEmit() runs the very statement
+ * whose scan asks, so it is harmless in everybody's hands.
+ *
+ * All rows are written at once. If that fails because of a row, the groups are
+ * cut in two until the row stands alone; a statement that says that two rows
+ * hit one is cut between windows first. Each try is a subtransaction, and a
+ * transaction takes no more than MAX_SAVEPOINTS of them; what is left then waits for the next
+ * one, which the caller knows from EMIT_LEFT.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "commands/trigger.h"
+#include "executor/executor.h"
+#include "executor/spi.h"
+#include "funcapi.h"
+#include "miscadmin.h"
+#include "tcop/dest.h"
+#include "utils/memutils.h"
+#include "utils/resowner.h"
+
+#include "core/compat.h"
+#include "pipeline/rollup_state.h"
+
+/* PostgreSQL keeps 64 subtransactions of a transaction at hand; beyond that everybody's snapshots get slower. */
+#define MAX_SAVEPOINTS 50
+
+/* What hybridiot.finished_groups() returns, to whom. */
+typedef struct Finishing
+{
+	Rollup	   *rollup;
+	const Emission *emissions;
+	int			from;
+	int			to;
+	const char *query_string;	/* text of the statement that may ask, by address */
+} Finishing;
+
+static Finishing *finishing = NULL;
+
+PG_FUNCTION_INFO_V1(hybridiot_finished_groups);
+
+typedef struct Emitter
+{
+	Pipeline   *pipeline;
+	Rollup	   *rollup;
+	Emission   *emissions;
+	int			savepoints;
+	uint64		rows;
+} Emitter;
+
+/* Run one of the statements over groups [from, to). */
+static uint64
+run_statement(Rollup *rollup, SPIPlanPtr plan, const Emission *emissions, int from, int to)
+{
+	Finishing	own = {rollup, emissions, from, to, RollupPlanText(plan)};
+	SPIExecuteOptions options = {.dest = None_Receiver};
+	int			rc;
+
+	finishing = &own;
+	rc = SPI_execute_plan_extended(plan, &options);
+	finishing = NULL;
+	if (rc < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not run the statement: %s", SPI_result_code_string(rc))));
+	return SPI_processed;
+}
+
+/* The user's statement over groups [from, to), as the owner; constraints are checked here, not at COMMIT as somebody else. */
+static uint64
+write_rows(Emitter *emitter, int from, int to)
+{
+	Rollup	   *rollup = emitter->rollup;
+	ConstraintsSetStmt *immediate = makeNode(ConstraintsSetStmt);
+	RoleScope	scope;
+	uint64		rows;
+
+	RoleEnter(&scope, emitter->pipeline->def->owner);
+	AfterTriggerSetState(immediate);
+	if (SPI_connect() != SPI_OK_CONNECT)
+		ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not connect to SPI")));
+	if (rollup->prune != NULL)
+		(void) run_statement(rollup, rollup->prune, emitter->emissions, from, to);
+	rows = run_statement(rollup, rollup->finish, emitter->emissions, from, to);
+	SPI_finish();
+	RoleLeave(&scope);
+	return rows;
+}
+
+/* Try groups [from, to) in a subtransaction. NULL when they are written; else what failed, and nothing is written. */
+static ErrorData *
+try_rows(Emitter *emitter, int from, int to)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+	volatile uint64 rows = 0;
+
+	emitter->savepoints++;
+	BeginInternalSubTransaction(NULL);
+	PG_TRY();
+	{
+		rows = write_rows(emitter, from, to);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		finishing = NULL;
+		RollbackAndReleaseCurrentSubTransaction();
+	}
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = owner;
+	if (error == NULL)
+		emitter->rows += rows;
+	return error;
+}
+
+static void emit_range(Emitter *emitter, int from, int to);
+
+/* Groups [from, to), each window by itself; false if they are all of one window. */
+static bool
+emit_by_window(Emitter *emitter, int from, int to)
+{
+	Emission   *emissions = emitter->emissions;
+	int			next;
+
+	if (emissions[from].group->window == emissions[to - 1].group->window)
+		return false;
+	for (; from < to; from = next)
+	{
+		for (next = from + 1; next < to; next++)
+			if (emissions[next].group->window != emissions[from].group->window)
+				break;
+		emit_range(emitter, from, next);
+	}
+	return true;
+}
+
+static void
+emit_range(Emitter *emitter, int from, int to)
+{
+	ErrorData  *error;
+	ErrorClass	class;
+	int			middle;
+
+	/* The left halves come first, so everything behind what is left is left, too. */
+	while (from < to && emitter->savepoints < MAX_SAVEPOINTS)
+	{
+		CHECK_FOR_INTERRUPTS();
+		error = try_rows(emitter, from, to);
+		if (error == NULL)
+		{
+			for (int i = from; i < to; i++)
+				emitter->emissions[i].result = EMIT_WRITTEN;
+			return;
+		}
+		class = ErrorClassify(error->sqlerrcode);
+		if (class != ERROR_BAD_RECORD && class != ERROR_SPLIT)
+			ReThrowError(error);
+		if (to - from == 1)
+		{
+			emitter->emissions[from].result = EMIT_FAILED;
+			emitter->emissions[from].sqlstate = error->sqlerrcode;
+			emitter->emissions[from].message = pstrdup(error->message ? error->message : "");
+			FreeErrorData(error);
+			return;
+		}
+		FreeErrorData(error);
+		if (class == ERROR_SPLIT && emit_by_window(emitter, from, to))
+			return;
+		middle = from + (to - from) / 2;
+		emit_range(emitter, from, middle);
+		from = middle;
+	}
+}
+
+void
+RollupEmit(Pipeline *pipeline, Emission *emissions, int n, uint64 *rows)
+{
+	Emitter		emitter = {.pipeline = pipeline,.rollup = pipeline->rollup,.emissions = emissions};
+	bool		in_pipeline = InPipeline;
+
+	for (int i = 0; i < n; i++)
+		emissions[i].result = EMIT_LEFT;
+	InPipeline = true;
+	PG_TRY();
+	{
+		emit_range(&emitter, 0, n);
+	}
+	PG_FINALLY();
+	{
+		finishing = NULL;
+		InPipeline = in_pipeline;
+	}
+	PG_END_TRY();
+	*rows += emitter.rows;
+}
+
+/* One group as a row of the function, in the current memory context. */
+static void
+group_as_row(Rollup *rollup, WindowGroup *group, Datum *values, bool *isnull)
+{
+	GroupLayout *layout = &rollup->plan->layout;
+	int			column = 0;
+
+	values[column] = WindowRange(group->window->start, group->window->end);
+	isnull[column++] = false;
+	for (int i = 0; i < layout->nkeys; i++, column++)
+	{
+		values[column] = group->keys[i].value;
+		isnull[column] = group->keys[i].isnull;
+	}
+	for (int i = 0; i < layout->naggregates; i++, column++)
+		values[column] = GroupFinal(rollup->groups, group, i, &isnull[column]);
+}
+
+/* finished_groups() RETURNS SETOF record */
+Datum
+hybridiot_finished_groups(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	Finishing  *own = finishing;
+	int			ncolumns;
+	Datum	   *values;
+	bool	   *isnull;
+	MemoryContext row;
+	MemoryContext old;
+
+	if (own == NULL || rsinfo == NULL || !IsA(rsinfo, ReturnSetInfo) || rsinfo->econtext->ecxt_estate == NULL ||
+		rsinfo->econtext->ecxt_estate->es_sourceText != own->query_string)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("finished_groups() can be called by a windowed pipeline only"),
+				 errhint("Read the table that the pipeline writes to, or hybridiot.open_window.")));
+	InitMaterializedSRF(fcinfo, MAT_SRF_USE_EXPECTED_DESC);
+
+	ncolumns = 1 + own->rollup->plan->layout.nkeys + own->rollup->plan->layout.naggregates;
+	if (rsinfo->setDesc->natts != ncolumns)
+		elog(ERROR, "finished_groups() was asked for %d columns and has %d", rsinfo->setDesc->natts, ncolumns);
+	values = palloc(sizeof(Datum) * ncolumns);
+	isnull = palloc(sizeof(bool) * ncolumns);
+	row = AllocSetContextCreate(CurrentMemoryContext, "hybridiot finished group", ALLOCSET_SMALL_SIZES);
+	for (int i = own->from; i < own->to; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		old = MemoryContextSwitchTo(row);
+		group_as_row(own->rollup, own->emissions[i].group, values, isnull);
+		MemoryContextSwitchTo(old);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
+		MemoryContextReset(row);
+	}
+	MemoryContextDelete(row);
+	return (Datum) 0;
+}

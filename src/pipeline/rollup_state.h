@@ -1,0 +1,87 @@
+/*
+ * rollup_state.h
+ *		What a windowed pipeline keeps in memory; for rollup*.c only.
+ */
+#ifndef HYBRIDIOT_ROLLUP_STATE_H
+#define HYBRIDIOT_ROLLUP_STATE_H
+
+#include "pipeline/rollup.h"
+#include "pipeline/rollup_compile.h"
+
+/* What became of a record of the batch, before the statement's WHERE is asked. */
+typedef enum PlaceVerdict
+{
+	PLACE_NONE,					/* not delivered */
+	PLACE_COUNTS,
+	PLACE_LATE,					/* its window is over for its partition */
+	PLACE_LATE_IDLE,			/* its window was closed while its partition was left out */
+	PLACE_NOTED					/* late, and a dead letter was made */
+} PlaceVerdict;
+
+typedef struct RecordPlace
+{
+	PlaceVerdict verdict;
+	TimestampTz start;			/* of its window */
+	TimestampTz watermark;		/* when it came; of late ones only */
+} RecordPlace;
+
+struct Rollup
+{
+	MemoryContext context;
+	RollupPlan *plan;
+	SPIPlanPtr	feed;
+	SPIPlanPtr	finish;
+	SPIPlanPtr	prune;			/* NULL: nothing ever has to go */
+	GroupSet   *groups;
+	char	   *layout;			/* as it would be stored now */
+	bool		layout_stored;
+	TupleDesc	keys;			/* of group keys without the window, for dead letters */
+	RecordPlace *places;		/* one for each record of the batch */
+
+	/* as of the last checkpoint */
+	TimestampTz watermark;
+	TimestampTz closed_before;
+
+	/* dead letters since the last checkpoint */
+	MemoryContext letters_context;
+	DeadLetter *letters;
+	int			nletters;
+	int			letters_size;
+	int			nlate;
+
+	int			rows_failed;	/* finished rows in a row that could not be written */
+};
+
+/* Group keys as a jsonb object, in the current memory context. */
+extern Datum RollupKeysAsJson(Rollup *rollup, const NullableDatum *keys);
+/* A dead letter to be filled, with nothing set but its times; texts belong in letters_context. */
+extern DeadLetter *RollupAddLetter(Rollup *rollup, DeadReason reason);
+/* SPI's text of a saved plan's statement, by whose address its scans are known. */
+extern const char *RollupPlanText(SPIPlanPtr plan);
+
+/* ---- rollup_emit.c ---- */
+
+/* What became of a group whose row was to be written. */
+typedef enum EmitResult
+{
+	EMIT_LEFT,					/* not tried: this transaction holds enough savepoints */
+	EMIT_WRITTEN,
+	EMIT_FAILED					/* its row fails by itself */
+} EmitResult;
+
+typedef struct Emission
+{
+	WindowGroup *group;
+	EmitResult	result;
+	int			sqlstate;		/* of a failure */
+	char	   *message;
+} Emission;
+
+/*
+ * Write rows of these groups through the statement, as the owner, in
+ * subtransactions of the caller's transaction; *rows grows by what the statement
+ * wrote. Throws what is no fault of a row. Messages are in the current memory context.
+ */
+extern void RollupEmit(Pipeline *pipeline, Emission *emissions, int n, uint64 *rows);
+
+#endif							/* HYBRIDIOT_ROLLUP_STATE_H */

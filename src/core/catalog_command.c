@@ -1,0 +1,803 @@
+/*
+ * catalog_command.c
+ *		The journal of commands as rows.
+ *
+ * hybridiot.command is what the user sees and is kept for weeks;
+ * hybridiot.command_origin holds only the commands that are not final, says where
+ * they come from (system, timeline, database, epoch of the worker) and is the
+ * worker's queue, so that the journal is never searched for work and its
+ * updates, which touch no indexed column, stay heap-only.
+ */
+#include "postgres.h"
+
+#include "access/transam.h"
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "catalog/pg_type.h"
+#include "miscadmin.h"
+#include "utils/array.h"
+#include "utils/builtins.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "core/catalog_command.h"
+#include "core/compat.h"
+
+bool		CatalogInsertingCommand = false;
+
+static const char *const state_names[] = {
+	[COMMAND_QUEUED] = "queued",
+	[COMMAND_SENDING] = "sending",
+	[COMMAND_SENT] = "sent",
+	[COMMAND_ACCEPTED] = "accepted",
+	[COMMAND_SUCCEEDED] = "succeeded",
+	[COMMAND_FAILED] = "failed",
+	[COMMAND_REJECTED] = "rejected",
+	[COMMAND_UNDELIVERABLE] = "undeliverable",
+	[COMMAND_EXPIRED] = "expired",
+	[COMMAND_CANCELLED] = "cancelled",
+	[COMMAND_TIMED_OUT] = "timed_out",
+	[COMMAND_IN_DOUBT] = "in_doubt",
+};
+
+static const char *const accepted_by_names[] = {
+	[ACCEPTED_BY_NOBODY] = NULL,
+	[ACCEPTED_BY_DEVICE] = "device",
+	[ACCEPTED_BY_HONO] = "hono",
+	[ACCEPTED_BY_BROKER] = "broker",
+};
+
+const char *
+CommandStateName(CommandState state)
+{
+	return state_names[state];
+}
+
+const char *
+CommandModeName(CommandMode mode)
+{
+	return mode == MODE_STORE ? "store" : "direct";
+}
+
+const char *
+AcceptedByName(AcceptedBy by)
+{
+	return accepted_by_names[by];
+}
+
+bool
+CommandIsSettled(CommandState state, bool one_way)
+{
+	switch (state)
+	{
+		case COMMAND_QUEUED:
+		case COMMAND_SENDING:
+		case COMMAND_SENT:
+			return false;
+		case COMMAND_ACCEPTED:
+			return one_way;
+		case COMMAND_SUCCEEDED:
+		case COMMAND_FAILED:
+		case COMMAND_REJECTED:
+		case COMMAND_UNDELIVERABLE:
+		case COMMAND_EXPIRED:
+		case COMMAND_CANCELLED:
+		case COMMAND_TIMED_OUT:
+		case COMMAND_IN_DOUBT:
+			return true;
+	}
+	pg_unreachable();
+}
+
+/* ---- parameters and columns ---- */
+
+/* Parameters of a statement as they are put together. */
+typedef struct Parameters
+{
+	int			n;
+	Datum		values[CATALOG_MAX_ARGS];
+	char		nulls[CATALOG_MAX_ARGS];
+} Parameters;
+
+static void
+put(Parameters *p, Datum value)
+{
+	Assert(p->n < CATALOG_MAX_ARGS);
+	p->values[p->n] = value;
+	p->nulls[p->n++] = ' ';
+}
+
+static void
+put_null(Parameters *p)
+{
+	put(p, (Datum) 0);
+	p->nulls[p->n - 1] = 'n';
+}
+
+static void
+put_text(Parameters *p, const char *text)
+{
+	if (text)
+		put(p, CStringGetTextDatum(text));
+	else
+		put_null(p);
+}
+
+static void
+put_name(Parameters *p, const char *text)
+{
+	put(p, DirectFunctionCall1(namein, CStringGetDatum(text)));
+}
+
+static void
+put_pointer(Parameters *p, const void *pointer)
+{
+	if (pointer)
+		put(p, PointerGetDatum(pointer));
+	else
+		put_null(p);
+}
+
+/* A time; 0 is null. */
+static void
+put_time(Parameters *p, TimestampTz at)
+{
+	if (at != 0)
+		put(p, TimestampTzGetDatum(at));
+	else
+		put_null(p);
+}
+
+static void
+put_interval_ms(Parameters *p, int64 ms)
+{
+	Interval   *interval = palloc0(sizeof(Interval));
+
+	interval->time = ms * 1000;
+	put(p, IntervalPGetDatum(interval));
+}
+
+static void
+put_identity(Parameters *p)
+{
+	put(p, Int64GetDatum((int64) GetSystemIdentifier()));
+	put(p, Int32GetDatum((int32) GetWALInsertionTimeLine()));
+	put(p, ObjectIdGetDatum(MyDatabaseId));
+}
+
+static int64
+interval_ms(Datum value)
+{
+	Interval   *interval = DatumGetIntervalP(value);
+
+	return ((int64) interval->month * DAYS_PER_MONTH + interval->day) * (USECS_PER_DAY / 1000) +
+		interval->time / 1000;
+}
+
+static TimestampTz
+column_time(uint64 row, int column)
+{
+	bool		isnull;
+	Datum		value = CatalogColumn(row, column, &isnull);
+
+	return isnull ? 0 : DatumGetTimestampTz(value);
+}
+
+static void *
+column_varlena(uint64 row, int column, MemoryContext context)
+{
+	bool		isnull;
+	Datum		value = CatalogColumn(row, column, &isnull);
+	struct varlena *plain;
+	void	   *copy;
+
+	if (isnull)
+		return NULL;
+	plain = PG_DETOAST_DATUM(value);
+	copy = MemoryContextAlloc(context, VARSIZE(plain));
+	memcpy(copy, plain, VARSIZE(plain));
+	return copy;
+}
+
+static void
+column_uuid(uint64 row, int column, pg_uuid_t *id)
+{
+	bool		isnull;
+
+	*id = *DatumGetUUIDP(CatalogColumn(row, column, &isnull));
+}
+
+static CommandState
+state_from_name(const char *name)
+{
+	for (int i = 0; i < lengthof(state_names); i++)
+		if (strcmp(state_names[i], name) == 0)
+			return (CommandState) i;
+	ereport(ERROR,
+			(errcode(ERRCODE_DATA_CORRUPTED), errmsg("unknown state \"%s\" of a command", name)));
+}
+
+static CommandMode
+mode_from_name(const char *name)
+{
+	return strcmp(name, "store") == 0 ? MODE_STORE : MODE_DIRECT;
+}
+
+/* ---- a sender's side ---- */
+
+#define INSERT_COMMAND \
+	"INSERT INTO hybridiot.command (id, device, command, sender, server, mode, state, payload, body," \
+	" content_type, properties, priority, ttl, reply_within, queued_at, expires_at, answer_by, idempotency_key)" \
+	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
+#define INSERT_COMMAND_TYPES \
+	UUIDOID, TEXTOID, TEXTOID, NAMEOID, NAMEOID, TEXTOID, TEXTOID, JSONBOID, BYTEAOID, \
+	TEXTOID, JSONBOID, INT4OID, INTERVALOID, INTERVALOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID
+
+bool
+CatalogInsertCommand(const CommandRequest *request, CommandState state, TimestampTz answer_by)
+{
+	static CatalogQuery plain = {
+		.sql = INSERT_COMMAND,.nargs = 18,.argtypes = {INSERT_COMMAND_TYPES}
+	};
+	static CatalogQuery idempotent = {
+		.sql = INSERT_COMMAND " ON CONFLICT (sender, server, device, idempotency_key)"
+		" WHERE idempotency_key IS NOT NULL DO NOTHING",
+		.nargs = 18,.argtypes = {INSERT_COMMAND_TYPES}
+	};
+	Parameters	p = {0};
+	bool		done = false;
+
+	put(&p, UUIDPGetDatum(&request->id));
+	put_text(&p, request->device);
+	put_text(&p, request->command);
+	put_name(&p, request->sender);
+	put_name(&p, request->server_name);
+	put_text(&p, CommandModeName(request->mode));
+	put_text(&p, CommandStateName(state));
+	put_pointer(&p, request->payload);
+	put_pointer(&p, request->body);
+	put_text(&p, request->content_type);
+	put_pointer(&p, request->properties);
+	if (request->priority >= 0)
+		put(&p, Int32GetDatum(request->priority));
+	else
+		put_null(&p);
+	put_interval_ms(&p, request->ttl_ms);
+	put_interval_ms(&p, request->reply_within_ms);
+	put_time(&p, request->queued_at);
+	put_time(&p, request->expires_at);
+	put_time(&p, answer_by);
+	put_text(&p, request->idempotency_key);
+
+	CatalogInsertingCommand = true;
+	PG_TRY();
+	{
+		done = CatalogExecute(request->idempotency_key ? &idempotent : &plain,
+							  p.values, p.nulls, 0) == 1;
+	}
+	PG_FINALLY();
+	{
+		CatalogInsertingCommand = false;
+	}
+	PG_END_TRY();
+	return done;
+}
+
+bool
+CatalogFindIdempotent(const CommandRequest *request, pg_uuid_t *id, bool *same)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT id, (command, mode, payload, body, content_type, properties, priority, ttl, reply_within)"
+		" IS NOT DISTINCT FROM ($5, $6, $7, $8, $9, $10, $11, $12, $13)"
+		" FROM hybridiot.command WHERE sender = $1 AND server = $2 AND device = $3 AND idempotency_key = $4",
+		.nargs = 13,
+		.argtypes = {NAMEOID, NAMEOID, TEXTOID, TEXTOID, TEXTOID, TEXTOID, JSONBOID, BYTEAOID,
+		TEXTOID, JSONBOID, INT4OID, INTERVALOID, INTERVALOID}
+	};
+	Parameters	p = {0};
+	bool		isnull;
+
+	put_name(&p, request->sender);
+	put_name(&p, request->server_name);
+	put_text(&p, request->device);
+	put_text(&p, request->idempotency_key);
+	put_text(&p, request->command);
+	put_text(&p, CommandModeName(request->mode));
+	put_pointer(&p, request->payload);
+	put_pointer(&p, request->body);
+	put_text(&p, request->content_type);
+	put_pointer(&p, request->properties);
+	if (request->priority >= 0)
+		put(&p, Int32GetDatum(request->priority));
+	else
+		put_null(&p);
+	put_interval_ms(&p, request->ttl_ms);
+	put_interval_ms(&p, request->reply_within_ms);
+	if (CatalogExecute(&query, p.values, p.nulls, 1) != 1)
+		return false;
+	column_uuid(0, 1, id);
+	*same = DatumGetBool(CatalogColumn(0, 2, &isnull));
+	return true;
+}
+
+#define INSERT_ORIGIN \
+	"INSERT INTO hybridiot.command_origin (command_id, system_id, timeline, database, epoch, server)" \
+	" VALUES ($1, $2, $3, $4, $5, $6)"
+#define INSERT_ORIGIN_TYPES UUIDOID, INT8OID, INT4OID, OIDOID, INT8OID, OIDOID
+
+static CatalogQuery insert_origin = {
+	.sql = INSERT_ORIGIN,.nargs = 6,.argtypes = {INSERT_ORIGIN_TYPES}
+};
+
+void
+CatalogInsertOrigin(const pg_uuid_t *id, Oid server, int64 epoch)
+{
+	Parameters	p = {0};
+
+	put(&p, UUIDPGetDatum(id));
+	put_identity(&p);
+	if (epoch != 0)
+		put(&p, Int64GetDatum(epoch));
+	else
+		put_null(&p);
+	put(&p, ObjectIdGetDatum(server));
+	CatalogExecute(&insert_origin, p.values, p.nulls, 0);
+}
+
+void
+CatalogInsertForeignOrigin(const pg_uuid_t *id)
+{
+	Parameters	p = {0};
+
+	put(&p, UUIDPGetDatum(id));
+	put(&p, Int64GetDatum(0));
+	put(&p, Int32GetDatum(0));
+	put(&p, ObjectIdGetDatum(InvalidOid));
+	put_null(&p);
+	put(&p, ObjectIdGetDatum(InvalidOid));
+	CatalogExecute(&insert_origin, p.values, p.nulls, 0);
+}
+
+static Datum
+uuid_array(const pg_uuid_t *ids, int n)
+{
+	Datum	   *elements = palloc(sizeof(Datum) * n);
+
+	for (int i = 0; i < n; i++)
+		elements[i] = UUIDPGetDatum(&ids[i]);
+	return PointerGetDatum(construct_array(elements, n, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
+}
+
+void
+CatalogDeleteOrigins(const pg_uuid_t *ids, int n)
+{
+	static CatalogQuery one = {
+		.sql = "DELETE FROM hybridiot.command_origin WHERE command_id = $1",
+		.nargs = 1,.argtypes = {UUIDOID}
+	};
+	static CatalogQuery many = {
+		.sql = "DELETE FROM hybridiot.command_origin WHERE command_id = ANY($1)",
+		.nargs = 1,.argtypes = {UUIDARRAYOID}
+	};
+	Parameters	p = {0};
+
+	if (n == 0)
+		return;
+	put(&p, n == 1 ? UUIDPGetDatum(&ids[0]) : uuid_array(ids, n));
+	CatalogExecute(n == 1 ? &one : &many, p.values, p.nulls, 0);
+}
+
+/* ---- reading and changing a row ---- */
+
+/* CatalogExecute() under the active snapshot instead of the transaction's. */
+static uint64
+read_now(CatalogQuery *query, Datum *values)
+{
+	int			rc;
+
+	if (query->plan == NULL)
+	{
+		SPIPlanPtr	plan = SPI_prepare(query->sql, query->nargs, query->argtypes);
+
+		if (plan == NULL || SPI_keepplan(plan) != 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INTERNAL_ERROR),
+					 errmsg("could not prepare a catalog statement: %s",
+							SPI_result_code_string(SPI_result))));
+		query->plan = plan;
+	}
+	rc = SPI_execute_plan(query->plan, values, NULL, true, 0);
+	if (rc < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("catalog statement failed: %s", SPI_result_code_string(rc))));
+	return SPI_processed;
+}
+
+CommandRow *
+CatalogReadCommand(const pg_uuid_t *id, MemoryContext context)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT c.id, c.device, c.command, c.sender::text, c.server::text, c.mode,"
+		" c.reply_within = '0'::pg_catalog.interval, c.xmin, c.state, c.accepted_by, c.sent_at, c.accepted_at, c.replied_at,"
+		" c.status, r.content_type, c.result, c.result_body, c.condition, c.description"
+		" FROM hybridiot.command c LEFT JOIN hybridiot.command_reply r ON r.command_id = c.id WHERE c.id = $1",
+		.nargs = 1,.argtypes = {UUIDOID}
+	};
+	Datum		values[] = {UUIDPGetDatum(id)};
+	CommandRow *row = NULL;
+	CommandResult *result;
+	char	   *text;
+	bool		isnull;
+
+	PushActiveSnapshot(GetLatestSnapshot());
+	if (read_now(&query, values) == 1)
+	{
+		row = MemoryContextAllocZero(context, sizeof(CommandRow));
+		result = &row->result;
+		column_uuid(0, 1, &row->id);
+		row->device = CatalogString(0, 2, context);
+		row->command = CatalogString(0, 3, context);
+		row->sender = CatalogString(0, 4, context);
+		row->server_name = CatalogString(0, 5, context);
+		row->mode = mode_from_name(CatalogString(0, 6, context));
+		row->one_way = DatumGetBool(CatalogColumn(0, 7, &isnull));
+		row->own = TransactionIdIsCurrentTransactionId(DatumGetTransactionId(CatalogColumn(0, 8, &isnull)));
+		result->state = state_from_name(CatalogString(0, 9, context));
+		text = CatalogString(0, 10, context);
+		for (int by = 0; text && by < lengthof(accepted_by_names); by++)
+			if (accepted_by_names[by] && strcmp(accepted_by_names[by], text) == 0)
+				result->accepted_by = (AcceptedBy) by;
+		result->sent_at = column_time(0, 11);
+		result->accepted_at = column_time(0, 12);
+		result->replied_at = column_time(0, 13);
+		result->status = DatumGetInt32(CatalogColumn(0, 14, &isnull));
+		result->has_status = !isnull;
+		result->content_type = CatalogString(0, 15, context);
+		result->payload = column_varlena(0, 16, context);
+		if (result->payload && result->content_type == NULL)
+			result->content_type = "application/json";
+		result->body = column_varlena(0, 17, context);
+		result->condition = CatalogString(0, 18, context);
+		result->description = CatalogString(0, 19, context);
+	}
+	PopActiveSnapshot();
+	return row;
+}
+
+/* What the journal's columns have no place for; JSON goes without saying. */
+static void
+insert_reply(const pg_uuid_t *id, const CommandResult *result)
+{
+	static CatalogQuery query = {
+		.sql = "INSERT INTO hybridiot.command_reply (command_id, content_type) VALUES ($1, $2) ON CONFLICT DO NOTHING",
+		.nargs = 2,.argtypes = {UUIDOID, TEXTOID}
+	};
+	Parameters	p = {0};
+
+	if (result->content_type == NULL ||
+		(result->payload && strcmp(result->content_type, "application/json") == 0))
+		return;
+	put(&p, UUIDPGetDatum(id));
+	put_text(&p, result->content_type);
+	CatalogExecute(&query, p.values, p.nulls, 0);
+}
+
+void
+CatalogUpdateCommand(const CommandUpdate *update)
+{
+	static CatalogQuery query = {
+		.sql = "UPDATE hybridiot.command SET state = $2, accepted_by = coalesce($3, accepted_by),"
+		" sent_at = CASE WHEN $13 THEN NULL ELSE coalesce($4, sent_at) END,"
+		" accepted_at = coalesce($5, accepted_at), replied_at = coalesce($6, replied_at),"
+		" status = coalesce($7, status), result = coalesce($8, result), result_body = coalesce($9, result_body),"
+		" condition = coalesce($10, condition), description = coalesce($11, description),"
+		" answer_by = CASE WHEN $13 THEN NULL ELSE coalesce($12, answer_by) END"
+		" WHERE id = $1",
+		.nargs = 13,
+		.argtypes = {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID,
+		INT4OID, JSONBOID, BYTEAOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, BOOLOID}
+	};
+	const CommandResult *result = update->result;
+	Parameters	p = {0};
+
+	put(&p, UUIDPGetDatum(&update->id));
+	put_text(&p, CommandStateName(result->state));
+	put_text(&p, AcceptedByName(result->accepted_by));
+	put_time(&p, result->sent_at);
+	put_time(&p, result->accepted_at);
+	put_time(&p, result->replied_at);
+	if (result->has_status)
+		put(&p, Int32GetDatum(result->status));
+	else
+		put_null(&p);
+	put_pointer(&p, result->payload);
+	put_pointer(&p, result->body);
+	put_text(&p, result->condition);
+	put_text(&p, result->description);
+	put_time(&p, update->answer_by);
+	put(&p, BoolGetDatum(update->clear_sent));
+	CatalogExecute(&query, p.values, p.nulls, 0);
+	if (result->replied_at != 0)
+		insert_reply(&update->id, result);
+}
+
+static Datum
+text_array(Datum *elements, bool *nulls, int n)
+{
+	int			lower = 1;
+
+	return PointerGetDatum(construct_md_array(elements, nulls, 1, &n, &lower, TEXTOID,
+											  -1, false, TYPALIGN_INT));
+}
+
+void
+CatalogInsertEvents(const CommandEvent *events, int n)
+{
+	static CatalogQuery query = {
+		.sql = "INSERT INTO hybridiot.command_event (command_id, at, state, cause)"
+		" SELECT * FROM pg_catalog.unnest($1, $2, $3, $4)",
+		.nargs = 4,.argtypes = {UUIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID, TEXTARRAYOID}
+	};
+	Datum	   *ids = palloc(sizeof(Datum) * n);
+	Datum	   *times = palloc(sizeof(Datum) * n);
+	Datum	   *states = palloc0(sizeof(Datum) * n);
+	Datum	   *causes = palloc0(sizeof(Datum) * n);
+	bool	   *no_id = palloc0(n);
+	bool	   *no_state = palloc0(n);
+	bool	   *no_cause = palloc0(n);
+	int			lower = 1;
+	Parameters	p = {0};
+
+	if (n == 0)
+		return;
+	for (int i = 0; i < n; i++)
+	{
+		ids[i] = UUIDPGetDatum(&events[i].id);
+		no_id[i] = !events[i].has_id;
+		times[i] = TimestampTzGetDatum(events[i].at);
+		if (!(no_state[i] = events[i].state == NULL))
+			states[i] = CStringGetTextDatum(events[i].state);
+		if (!(no_cause[i] = events[i].cause == NULL))
+			causes[i] = CStringGetTextDatum(events[i].cause);
+	}
+	put_pointer(&p, construct_md_array(ids, no_id, 1, &n, &lower, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
+	put_pointer(&p, construct_array(times, n, TIMESTAMPTZOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	put(&p, text_array(states, no_state, n));
+	put(&p, text_array(causes, no_cause, n));
+	CatalogExecute(&query, p.values, p.nulls, 0);
+}
+
+/* ---- the worker's queue ---- */
+
+uint64
+CatalogQueueHorizon(void)
+{
+	FullTransactionId next = ReadNextFullTransactionId();
+	TransactionId xmin = GetActiveSnapshot()->xmin;
+	uint32		epoch = EpochFromFullTransactionId(next);
+
+	if (xmin > XidFromFullTransactionId(next))
+		epoch--;
+	return U64FromFullTransactionId(FullTransactionIdFromEpochAndXid(epoch, xmin));
+}
+
+int
+CatalogReadQueue(uint64 after_xid, int64 after_seq, int limit,
+				 QueuedCommand **commands, MemoryContext context)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT o.command_id, o.server, c.device, c.mode, c.expires_at, c.reply_within, o.queued_xid, o.seq"
+		" FROM hybridiot.command_origin o JOIN hybridiot.command c ON c.id = o.command_id"
+		" WHERE o.epoch IS NULL AND (o.queued_xid, o.seq) > ($1, $2)"
+		" AND o.system_id = $3 AND o.timeline = $4 AND o.database = $5 AND c.state = 'queued'"
+		" ORDER BY o.queued_xid, o.seq LIMIT $6",
+		.nargs = 6,.argtypes = {XID8OID, INT8OID, INT8OID, INT4OID, OIDOID, INT4OID}
+	};
+	Parameters	p = {0};
+	bool		isnull;
+	int			n;
+
+	put(&p, UInt64GetDatum(after_xid));
+	put(&p, Int64GetDatum(after_seq));
+	put_identity(&p);
+	put(&p, Int32GetDatum(limit));
+	n = (int) CatalogExecute(&query, p.values, p.nulls, 0);
+	*commands = MemoryContextAllocZero(context, sizeof(QueuedCommand) * (n + 1));
+	for (int i = 0; i < n; i++)
+	{
+		QueuedCommand *command = &(*commands)[i];
+
+		column_uuid(i, 1, &command->id);
+		command->server = DatumGetObjectId(CatalogColumn(i, 2, &isnull));
+		command->device = CatalogString(i, 3, context);
+		command->mode = mode_from_name(CatalogString(i, 4, context));
+		command->expires_at = column_time(i, 5);
+		command->reply_within_ms = interval_ms(CatalogColumn(i, 6, &isnull));
+		command->xid = DatumGetUInt64(CatalogColumn(i, 7, &isnull));
+		command->seq = DatumGetInt64(CatalogColumn(i, 8, &isnull));
+	}
+	return n;
+}
+
+CommandRequest *
+CatalogClaimCommand(const pg_uuid_t *id, int64 epoch, TimestampTz answer_by, MemoryContext context)
+{
+	static CatalogQuery claim = {
+		.sql = "UPDATE hybridiot.command_origin SET epoch = $2 WHERE command_id = $1 AND epoch IS NULL",
+		.nargs = 2,.argtypes = {UUIDOID, INT8OID}
+	};
+	static CatalogQuery update = {
+		.sql = "UPDATE hybridiot.command SET state = 'sending', answer_by = $2 WHERE id = $1 AND state = 'queued'"
+		" RETURNING device, command, mode, payload, body, content_type, properties, priority, expires_at, queued_at",
+		.nargs = 2,.argtypes = {UUIDOID, TIMESTAMPTZOID}
+	};
+	Datum		claim_values[] = {UUIDPGetDatum(id), Int64GetDatum(epoch)};
+	Datum		update_values[] = {UUIDPGetDatum(id), TimestampTzGetDatum(answer_by)};
+	CommandRequest *request;
+	Datum		value;
+	bool		isnull;
+
+	if (CatalogExecute(&claim, claim_values, NULL, 0) != 1 ||
+		CatalogExecute(&update, update_values, NULL, 0) != 1)
+		return NULL;
+	request = MemoryContextAllocZero(context, sizeof(CommandRequest));
+	request->id = *id;
+	request->device = CatalogString(0, 1, context);
+	request->command = CatalogString(0, 2, context);
+	request->mode = mode_from_name(CatalogString(0, 3, context));
+	request->payload = column_varlena(0, 4, context);
+	request->body = column_varlena(0, 5, context);
+	request->content_type = CatalogString(0, 6, context);
+	request->properties = column_varlena(0, 7, context);
+	value = CatalogColumn(0, 8, &isnull);
+	request->priority = isnull ? -1 : DatumGetInt32(value);
+	request->expires_at = column_time(0, 9);
+	request->queued_at = column_time(0, 10);
+	return request;
+}
+
+void
+CatalogUnclaim(const pg_uuid_t *id)
+{
+	static CatalogQuery query = {
+		.sql = "UPDATE hybridiot.command_origin SET epoch = NULL WHERE command_id = $1",
+		.nargs = 1,.argtypes = {UUIDOID}
+	};
+	Datum		values[] = {UUIDPGetDatum(id)};
+
+	CatalogExecute(&query, values, NULL, 0);
+}
+
+/* ---- a worker's beginning ---- */
+
+int64
+CatalogNextEpoch(void)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT pg_catalog.nextval('hybridiot.command_epoch')"
+	};
+	bool		isnull;
+
+	CatalogExecute(&query, NULL, NULL, 0);
+	return DatumGetInt64(CatalogColumn(0, 1, &isnull));
+}
+
+int
+CatalogForgetHistory(int64 epoch, bool all)
+{
+	static CatalogQuery by_origin = {
+		.sql = "WITH gone AS MATERIALIZED ("
+		" SELECT o.command_id, (o.system_id, o.timeline, o.database) IS DISTINCT FROM ($1, $2, $3) AS copied"
+		" FROM hybridiot.command_origin o LEFT JOIN hybridiot.command c ON c.id = o.command_id"
+		" WHERE (o.system_id, o.timeline, o.database) IS DISTINCT FROM ($1, $2, $3)"
+		" OR (o.epoch <> $4 AND c.state IN ('sending', 'sent')) OR c.id IS NULL),"
+		" forget AS (DELETE FROM hybridiot.command_origin o USING gone g WHERE o.command_id = g.command_id),"
+		" doubt AS (UPDATE hybridiot.command c SET state = 'in_doubt' FROM gone g WHERE c.id = g.command_id"
+		" AND (c.state IN ('queued', 'sending', 'sent') OR (c.state = 'accepted' AND c.reply_within > '0'))"
+		" RETURNING c.id, g.copied)"
+		" INSERT INTO hybridiot.command_event (command_id, at, state, cause)"
+		" SELECT id, pg_catalog.clock_timestamp(), 'in_doubt', CASE WHEN copied THEN 'this database is a copy, or was promoted'"
+		" ELSE 'the worker ended while it was on its way' END FROM doubt",
+		.nargs = 4,.argtypes = {INT8OID, INT4OID, OIDOID, INT8OID}
+	};
+	static CatalogQuery without_origin = {
+		.sql = "WITH doubt AS (UPDATE hybridiot.command c SET state = 'in_doubt'"
+		" WHERE (c.state IN ('queued', 'sending', 'sent') OR (c.state = 'accepted' AND c.reply_within > '0'))"
+		" AND NOT EXISTS (SELECT FROM hybridiot.command_origin o WHERE o.command_id = c.id) RETURNING c.id)"
+		" INSERT INTO hybridiot.command_event (command_id, at, state, cause)"
+		" SELECT id, pg_catalog.clock_timestamp(), 'in_doubt', 'it was restored from a dump' FROM doubt"
+	};
+	Parameters	p = {0};
+	int			n;
+
+	put_identity(&p);
+	put(&p, Int64GetDatum(epoch));
+	n = (int) CatalogExecute(&by_origin, p.values, p.nulls, 0);
+	if (all)
+		n += (int) CatalogExecute(&without_origin, NULL, NULL, 0);
+	return n;
+}
+
+int
+CatalogAdoptAccepted(int64 epoch, OpenCommand **commands, MemoryContext context)
+{
+	static CatalogQuery query = {
+		.sql = "UPDATE hybridiot.command_origin o SET epoch = $1 FROM hybridiot.command c"
+		" WHERE c.id = o.command_id AND c.state = 'accepted' AND o.epoch <> $1"
+		" RETURNING o.command_id, o.server, c.device, c.mode, c.answer_by",
+		.nargs = 1,.argtypes = {INT8OID}
+	};
+	Datum		values[] = {Int64GetDatum(epoch)};
+	bool		isnull;
+	int			n = (int) CatalogExecute(&query, values, NULL, 0);
+
+	*commands = MemoryContextAllocZero(context, sizeof(OpenCommand) * (n + 1));
+	for (int i = 0; i < n; i++)
+	{
+		OpenCommand *command = &(*commands)[i];
+
+		column_uuid(i, 1, &command->id);
+		command->server = DatumGetObjectId(CatalogColumn(i, 2, &isnull));
+		command->device = CatalogString(i, 3, context);
+		command->mode = mode_from_name(CatalogString(i, 4, context));
+		command->answer_by = column_time(i, 5);
+	}
+	return n;
+}
+
+void
+CatalogReplyId(Oid server, pg_uuid_t *id)
+{
+	static CatalogQuery query = {
+		.sql = "INSERT INTO hybridiot.reply_address AS r (server, system_id, timeline, database)"
+		" VALUES ($1, $2, $3, $4) ON CONFLICT (server) DO UPDATE SET system_id = $2, timeline = $3, database = $4,"
+		" reply_id = CASE WHEN (r.system_id, r.timeline, r.database) IS DISTINCT FROM ($2, $3, $4)"
+		" THEN pg_catalog.gen_random_uuid() ELSE r.reply_id END RETURNING reply_id",
+		.nargs = 4,.argtypes = {OIDOID, INT8OID, INT4OID, OIDOID}
+	};
+	Parameters	p = {0};
+
+	put(&p, ObjectIdGetDatum(server));
+	put_identity(&p);
+	CatalogExecute(&query, p.values, p.nulls, 0);
+	column_uuid(0, 1, id);
+}
+
+int
+CatalogServers(const char *wrapper, Oid **servers, MemoryContext context)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT s.oid FROM pg_catalog.pg_foreign_server s JOIN pg_catalog.pg_foreign_data_wrapper w"
+		" ON w.oid = s.srvfdw WHERE w.fdwname = $1 ORDER BY s.oid",
+		.nargs = 1,.argtypes = {NAMEOID}
+	};
+	Parameters	p = {0};
+	bool		isnull;
+	int			n;
+
+	put_name(&p, wrapper);
+	n = (int) CatalogExecute(&query, p.values, p.nulls, 0);
+	*servers = MemoryContextAlloc(context, sizeof(Oid) * (n + 1));
+	for (int i = 0; i < n; i++)
+		(*servers)[i] = DatumGetObjectId(CatalogColumn(i, 1, &isnull));
+	return n;
+}
+
+int
+CatalogRemoveCommands(TimestampTz before, int limit)
+{
+	static CatalogQuery query = {
+		.sql = "WITH old AS (DELETE FROM hybridiot.command WHERE id IN ("
+		" SELECT c.id FROM hybridiot.command c WHERE c.queued_at < $1"
+		" AND NOT EXISTS (SELECT FROM hybridiot.command_origin o WHERE o.command_id = c.id) LIMIT $2)"
+		" RETURNING id), events AS (DELETE FROM hybridiot.command_event e USING old WHERE e.command_id = old.id),"
+		" unknown AS (DELETE FROM hybridiot.command_event WHERE at < $1 AND command_id IS NULL),"
+		" replies AS (DELETE FROM hybridiot.command_reply r USING old WHERE r.command_id = old.id)"
+		" SELECT 1 FROM old",
+		.nargs = 2,.argtypes = {TIMESTAMPTZOID, INT4OID}
+	};
+	Datum		values[] = {TimestampTzGetDatum(before), Int32GetDatum(limit)};
+
+	return (int) CatalogExecute(&query, values, NULL, 0);
+}

@@ -333,11 +333,8 @@ note_dead_records(Pipeline *pipeline, StreamBatch *batch, int first, int last)
 		[RECORD_REJECTED] = DEAD_REJECTED
 	};
 	Rollup	   *rollup = pipeline->rollup;
-	MemoryContext old;
+	MemoryContext old = MemoryContextSwitchTo(rollup->letters_context);
 
-	if (PipelineCountDeadRecords(pipeline, first, last) == 0)
-		return;
-	old = MemoryContextSwitchTo(rollup->letters_context);
 	for (int i = first; i < last; i++)
 	{
 		RecordStatus status = batch->status[i];
@@ -825,6 +822,7 @@ note_failed_row(Checkpoint *checkpoint, const Emission *emission)
 	CatalogWriteGroups(pipeline->def->id, &row, 1);
 	MemoryContextSwitchTo(old);
 
+	rollup->nfailed++;
 	rollup->rows_failed++;
 	if (pipeline->def->options.stop_on_error || rollup->rows_failed > max_errors)
 		ereport(ERROR,
@@ -928,12 +926,13 @@ save_letters(Pipeline *pipeline)
 	CatalogWriteDeadLetters(pipeline->def->id, pipeline->def->stream, rollup->letters, rollup->nletters);
 	if (MyWorkerSlot != NULL)
 	{
-		pg_atomic_fetch_add_u64(&MyWorkerSlot->dead_letters, rollup->nletters);
+		/* Those of records that are bad by themselves are counted with their batch. */
+		pg_atomic_fetch_add_u64(&MyWorkerSlot->dead_letters, rollup->nlate + rollup->nfailed);
 		pg_atomic_fetch_add_u64(&MyWorkerSlot->late, rollup->nlate);
 	}
 	MemoryContextReset(rollup->letters_context);
 	rollup->letters = NULL;
-	rollup->nletters = rollup->letters_size = rollup->nlate = 0;
+	rollup->nletters = rollup->letters_size = rollup->nlate = rollup->nfailed = 0;
 }
 
 /* Windows that end no later than this are final, all of them. */

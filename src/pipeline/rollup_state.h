@@ -47,7 +47,8 @@ struct Rollup
 	DeadLetter *letters;
 	int			nletters;
 	int			letters_size;
-	int			nlate;
+	int			nlate;			/* of them: late pairs */
+	int			nfailed;		/* of them: finished rows */
 
 	int			rows_failed;	/* finished rows in a row that could not be written */
 };

@@ -504,6 +504,10 @@ CatalogForgetProgress(int32 id)
 		.sql = "DELETE FROM hybridiot.window_group WHERE pipeline = $1",
 		.nargs = 1,.argtypes = {INT4OID}
 	};
+	static CatalogQuery layout = {
+		.sql = "DELETE FROM hybridiot.window_layout WHERE pipeline = $1",
+		.nargs = 1,.argtypes = {INT4OID}
+	};
 	CatalogScope scope;
 	Datum		values[] = {Int32GetDatum(id)};
 
@@ -511,6 +515,7 @@ CatalogForgetProgress(int32 id)
 	CatalogExecute(&positions, values, NULL, 0);
 	CatalogExecute(&progress, values, NULL, 0);
 	CatalogExecute(&groups, values, NULL, 0);
+	CatalogExecute(&layout, values, NULL, 0);
 	CatalogLeave(&scope);
 }
 

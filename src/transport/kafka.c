@@ -1,0 +1,806 @@
+/*
+ * kafka.c
+ *		librdkafka behind a small face: consumers that read from offsets of ours.
+ *
+ * The only file that includes the library's headers. Nothing here touches SPI or the
+ * catalog, and no thread of the library ever runs PostgreSQL's code: signals are
+ * blocked while threads are made, logs and errors come through queues that the main thread
+ * polls, and the two callbacks only copy text. Consumers are destroyed at the
+ * latest before the process gives up shared memory, because the library's threads must not
+ * outlive that.
+ */
+#include "postgres.h"
+
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#include <librdkafka/rdkafka.h>
+
+#include "lib/ilist.h"
+#include "storage/ipc.h"
+#include "utils/timestamp.h"
+
+#include "core/clock.h"
+#include "transport/kafka.h"
+
+#define CONSUME_MAX 10000		/* messages taken from the library at once */
+#define ENDS_EVERY_MS 200		/* how often ends of partitions are looked up */
+#define PROBE_EVERY_MS 1000		/* how often brokers that were away are asked */
+#define PROBE_TIMEOUT_MS 100
+#define ERROR_LEN 512
+
+struct KafkaConsumer
+{
+	dlist_node	node;			/* in consumers */
+	rd_kafka_t *handle;
+	rd_kafka_queue_t *messages;
+	rd_kafka_queue_t *events;
+	int			fd;
+	char		error[ERROR_LEN];	/* what keeps us from progress; "" if nothing */
+	char		transport_error[ERROR_LEN]; /* the last one of a single broker */
+	bool		scram_refused;
+	int64		ends_at;		/* monotonic ms of the last look */
+	int64		probed_at;
+
+	char	  **topics;
+	int			ntopics;
+	KafkaPartition *parts;
+	int			nparts;
+	int		  **places;			/* per topic and partition: place in parts, or -1 */
+	int		   *nplaces;
+
+	rd_kafka_message_t **held;	/* handed out, until KafkaRelease() */
+	int			nheld;
+	int			held_size;
+	RecordHeader **headers;		/* likewise, malloced, one per record that has any */
+	int			nheaders;
+	int			headers_size;
+};
+
+static dlist_head consumers = DLIST_STATIC_INIT(consumers);
+
+/*
+ * What users may set on a server, beyond the options that have names of their
+ * own: nothing that loads code, runs commands, names files, logs, or touches what
+ * exactly once depends on.
+ */
+static const char *const allowed[] = {
+	"broker.address.family",
+	"broker.address.ttl",
+	"client.id",
+	"client.rack",
+	"connections.max.idle.ms",
+	"fetch.error.backoff.ms",
+	"fetch.max.bytes",
+	"fetch.min.bytes",
+	"fetch.wait.max.ms",
+	"max.partition.fetch.bytes",
+	"metadata.max.age.ms",
+	"queued.max.messages.kbytes",
+	"queued.min.messages",
+	"receive.message.max.bytes",
+	"reconnect.backoff.max.ms",
+	"reconnect.backoff.ms",
+	"socket.connection.setup.timeout.ms",
+	"socket.keepalive.enable",
+	"socket.max.fails",
+	"socket.nagle.disable",
+	"socket.receive.buffer.bytes",
+	"socket.send.buffer.bytes",
+	"socket.timeout.ms",
+	"ssl.cipher.suites",
+	"ssl.curves.list",
+	"ssl.sigalgs.list",
+	"topic.metadata.refresh.interval.ms",
+	NULL
+};
+
+/* Set before the user's properties: may be overridden where the list above has them. */
+static const Option defaults[] = {
+	{"client.id", "hybridiot"},
+	{"queued.min.messages", "1000000"},
+	{"queued.max.messages.kbytes", "65536"},
+	{"socket.keepalive.enable", "true"},
+	{"socket.nagle.disable", "true"},
+	{"reconnect.backoff.max.ms", "5000"},
+};
+
+/* Set after them: what exactly once needs, and what keeps the library quiet. */
+static const Option ours[] = {
+	{"group.id", "hybridiot"},	/* for the consumer's queue; never joined, nothing committed */
+	{"enable.auto.commit", "false"},
+	{"enable.auto.offset.store", "false"},
+	{"auto.offset.reset", "error"},
+	{"check.crcs", "true"},
+	{"isolation.level", "read_committed"},
+	{"enable.partition.eof", "true"},
+	{"allow.auto.create.topics", "false"},
+	{"ssl.endpoint.identification.algorithm", "https"},
+	{"log.queue", "true"},
+	{"log.connection.close", "false"},
+};
+
+bool
+KafkaPropertyAllowed(const char *property)
+{
+	for (int i = 0; allowed[i]; i++)
+		if (strcmp(allowed[i], property) == 0)
+			return true;
+	return false;
+}
+
+const char *const *
+KafkaAllowedProperties(void)
+{
+	return allowed;
+}
+
+bool
+KafkaPropertyCheck(const char *property, const char *value, char *errbuf, size_t errlen)
+{
+	rd_kafka_conf_t *conf = rd_kafka_conf_new();
+	bool		good;
+
+	Assert(KafkaPropertyAllowed(property));
+	good = rd_kafka_conf_set(conf, property, value, errbuf, errlen) == RD_KAFKA_CONF_OK;
+	rd_kafka_conf_destroy(conf);
+	return good;
+}
+
+const char *
+KafkaLibraryVersion(void)
+{
+	return rd_kafka_version_str();
+}
+
+/* ---- errors ---- */
+
+/* Librdkafka before 2.6.1 repeats its nonce in SCRAM, which Kafka 4 refuses. */
+#define SCRAM_MENDED 0x02060100
+
+static void
+note_error(rd_kafka_t *handle, int err, const char *reason, void *opaque)
+{
+	KafkaConsumer *consumer = opaque;
+
+	switch (err)
+	{
+		case RD_KAFKA_RESP_ERR__TRANSPORT:
+		case RD_KAFKA_RESP_ERR__RESOLVE:
+			/* One broker of several: no trouble yet. */
+			strlcpy(consumer->transport_error, reason, ERROR_LEN);
+			break;
+		case RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN:
+			if (consumer->transport_error[0])
+				strlcpy(consumer->error, consumer->transport_error, ERROR_LEN);
+			else
+				strlcpy(consumer->error, reason, ERROR_LEN);
+			break;
+		case RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED:
+			/* No group of ours is ever used. */
+			break;
+		case RD_KAFKA_RESP_ERR__AUTHENTICATION:
+			consumer->scram_refused = strstr(reason, "SCRAM") != NULL;
+			/* FALLTHROUGH */
+		default:
+			strlcpy(consumer->error, reason, ERROR_LEN);
+			break;
+	}
+}
+
+/* Logs say less than errors do; taken from the queue and dropped. */
+static void
+drop_log(const rd_kafka_t *handle, int level, const char *facility, const char *message)
+{
+}
+
+static void
+note_progress(KafkaConsumer *consumer)
+{
+	consumer->error[0] = '\0';
+	consumer->transport_error[0] = '\0';
+	consumer->scram_refused = false;
+}
+
+const char *
+KafkaConsumerError(KafkaConsumer *consumer)
+{
+	return consumer->error;
+}
+
+const char *
+KafkaErrorHint(KafkaConsumer *consumer)
+{
+	if (consumer->scram_refused && rd_kafka_version() < SCRAM_MENDED)
+		return "librdkafka before 2.6.1 fails SCRAM against Kafka 4 though the password is right; use a newer library, or PLAIN over TLS.";
+	return NULL;
+}
+
+static KafkaResult
+result_of(KafkaConsumer *consumer, rd_kafka_resp_err_t err)
+{
+	switch (err)
+	{
+		case RD_KAFKA_RESP_ERR_NO_ERROR:
+			note_progress(consumer);
+			return KAFKA_OK;
+		case RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART:
+		case RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC:
+		case RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION:
+		case RD_KAFKA_RESP_ERR_TOPIC_EXCEPTION:
+			return KAFKA_UNKNOWN;
+		case RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED:
+		case RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED:
+		case RD_KAFKA_RESP_ERR_SASL_AUTHENTICATION_FAILED:
+		case RD_KAFKA_RESP_ERR__AUTHENTICATION:
+			if (!consumer->error[0])
+				strlcpy(consumer->error, rd_kafka_err2str(err), ERROR_LEN);
+			return KAFKA_DENIED;
+		case RD_KAFKA_RESP_ERR__FATAL:
+			strlcpy(consumer->error, rd_kafka_err2str(err), ERROR_LEN);
+			return KAFKA_BROKEN;
+		default:
+			if (!consumer->error[0] && consumer->transport_error[0])
+				strlcpy(consumer->error, consumer->transport_error, ERROR_LEN);
+			else if (!consumer->error[0])
+				strlcpy(consumer->error, rd_kafka_err2str(err), ERROR_LEN);
+			return KAFKA_AGAIN;
+	}
+}
+
+/* ---- life ---- */
+
+static void
+destroy_all(int code, Datum arg)
+{
+	while (!dlist_is_empty(&consumers))
+		KafkaConsumerDestroy(dlist_container(KafkaConsumer, node, dlist_head_node(&consumers)));
+}
+
+static void
+set_property(rd_kafka_conf_t *conf, const Option *option)
+{
+	char		message[256];
+
+	if (rd_kafka_conf_set(conf, option->name, option->value, message, sizeof(message)) != RD_KAFKA_CONF_OK)
+	{
+		rd_kafka_conf_destroy(conf);
+		/* The message may quote the value, which may be a secret: say only the name. */
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
+				 errmsg("librdkafka %s refuses property \"%s\"", rd_kafka_version_str(), option->name)));
+	}
+}
+
+static rd_kafka_conf_t *
+make_conf(const Option *options, int noptions)
+{
+	rd_kafka_conf_t *conf = rd_kafka_conf_new();
+
+	for (int i = 0; i < lengthof(defaults); i++)
+		set_property(conf, &defaults[i]);
+	for (int i = 0; i < noptions; i++)
+		set_property(conf, &options[i]);
+	for (int i = 0; i < lengthof(ours); i++)
+		set_property(conf, &ours[i]);
+	rd_kafka_conf_set_error_cb(conf, note_error);
+	rd_kafka_conf_set_log_cb(conf, drop_log);
+	return conf;
+}
+
+KafkaConsumer *
+KafkaConsumerCreate(const Option *options, int noptions)
+{
+	static bool registered = false;
+	rd_kafka_conf_t *conf = make_conf(options, noptions);
+	KafkaConsumer *consumer = calloc(1, sizeof(KafkaConsumer));
+	char		message[256] = "out of memory";
+	sigset_t	all;
+	sigset_t	before;
+
+	if (consumer)
+	{
+		rd_kafka_conf_set_opaque(conf, consumer);
+		consumer->fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+		if (consumer->fd < 0)
+			snprintf(message, sizeof(message), "eventfd: %s", strerror(errno));
+		else
+		{
+			sigfillset(&all);
+			pthread_sigmask(SIG_SETMASK, &all, &before);
+			consumer->handle = rd_kafka_new(RD_KAFKA_CONSUMER, conf, message, sizeof(message));
+			pthread_sigmask(SIG_SETMASK, &before, NULL);
+		}
+	}
+	if (consumer == NULL || consumer->handle == NULL)
+	{
+		if (consumer && consumer->fd >= 0)
+			close(consumer->fd);
+		free(consumer);
+		rd_kafka_conf_destroy(conf);
+		ereport(ERROR,
+				(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
+				 errmsg("could not create a Kafka consumer: %s", message)));
+	}
+
+	/* From here on the handle owns conf. */
+	rd_kafka_set_log_queue(consumer->handle, NULL);
+	consumer->messages = rd_kafka_queue_get_consumer(consumer->handle);
+	consumer->events = rd_kafka_queue_get_main(consumer->handle);
+	{
+		static const uint64 one = 1;
+
+		rd_kafka_queue_io_event_enable(consumer->messages, consumer->fd, &one, sizeof(one));
+		rd_kafka_queue_io_event_enable(consumer->events, consumer->fd, &one, sizeof(one));
+	}
+	dlist_push_tail(&consumers, &consumer->node);
+	if (!registered)
+	{
+		before_shmem_exit(destroy_all, 0);
+		registered = true;
+	}
+	return consumer;
+}
+
+static void
+free_assignment(KafkaConsumer *consumer)
+{
+	for (int i = 0; i < consumer->ntopics; i++)
+	{
+		free(consumer->topics[i]);
+		free(consumer->places[i]);
+	}
+	free(consumer->topics);
+	free(consumer->places);
+	free(consumer->nplaces);
+	free(consumer->parts);
+	consumer->topics = NULL;
+	consumer->places = NULL;
+	consumer->nplaces = NULL;
+	consumer->parts = NULL;
+	consumer->ntopics = consumer->nparts = 0;
+}
+
+void
+KafkaConsumerDestroy(KafkaConsumer *consumer)
+{
+	if (consumer == NULL)
+		return;
+	dlist_delete(&consumer->node);
+	KafkaRelease(consumer);
+	rd_kafka_queue_io_event_enable(consumer->messages, -1, NULL, 0);
+	rd_kafka_queue_io_event_enable(consumer->events, -1, NULL, 0);
+	rd_kafka_queue_destroy(consumer->messages);
+	rd_kafka_queue_destroy(consumer->events);
+	/* No group was joined: nothing to tell a coordinator that may be away. */
+	rd_kafka_destroy_flags(consumer->handle, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
+	close(consumer->fd);
+	free_assignment(consumer);
+	free(consumer->held);
+	free(consumer->headers);
+	free(consumer);
+}
+
+int
+KafkaConsumerFd(KafkaConsumer *consumer)
+{
+	return consumer->fd;
+}
+
+void
+KafkaConsumerDrainFd(KafkaConsumer *consumer)
+{
+	uint64		value;
+
+	while (read(consumer->fd, &value, sizeof(value)) == sizeof(value))
+		 /* one read empties an eventfd */ ;
+}
+
+/* ---- questions ---- */
+
+KafkaResult
+KafkaCountPartitions(KafkaConsumer *consumer, const char *topic, int timeout_ms, int32 *npartitions)
+{
+	rd_kafka_topic_t *handle;
+	const struct rd_kafka_metadata *metadata = NULL;
+	rd_kafka_resp_err_t err;
+
+	(void) rd_kafka_poll(consumer->handle, 0);
+	handle = rd_kafka_topic_new(consumer->handle, topic, NULL);
+	if (handle == NULL)
+		return result_of(consumer, rd_kafka_last_error());
+	err = rd_kafka_metadata(consumer->handle, 0, handle, &metadata, timeout_ms);
+	rd_kafka_topic_destroy(handle);
+	*npartitions = 0;
+	if (err == RD_KAFKA_RESP_ERR_NO_ERROR)
+	{
+		if (metadata->topic_cnt != 1)
+			err = RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART;
+		else
+		{
+			err = metadata->topics[0].err;
+			*npartitions = metadata->topics[0].partition_cnt;
+		}
+		rd_kafka_metadata_destroy(metadata);
+	}
+	(void) rd_kafka_poll(consumer->handle, 0);
+	return result_of(consumer, err);
+}
+
+KafkaResult
+KafkaWatermarks(KafkaConsumer *consumer, const char *topic, int32 partition, int timeout_ms,
+				int64 *low, int64 *high)
+{
+	int64_t		first = 0;
+	int64_t		end = 0;
+	rd_kafka_resp_err_t err = rd_kafka_query_watermark_offsets(consumer->handle, topic, partition,
+															   &first, &end, timeout_ms);
+
+	*low = first;
+	*high = end;
+	return result_of(consumer, err);
+}
+
+KafkaResult
+KafkaOffsetForTime(KafkaConsumer *consumer, const char *topic, int32 partition, int64 when_ms,
+				   int timeout_ms, int64 *offset)
+{
+	rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
+	rd_kafka_resp_err_t err;
+	int64		low;
+
+	rd_kafka_topic_partition_list_add(list, topic, partition)->offset = when_ms;
+	err = rd_kafka_offsets_for_times(consumer->handle, list, timeout_ms);
+	if (err == RD_KAFKA_RESP_ERR_NO_ERROR)
+		err = list->elems[0].err;
+	*offset = list->elems[0].offset;
+	rd_kafka_topic_partition_list_destroy(list);
+
+	/* No record is that young: the end. */
+	if (err == RD_KAFKA_RESP_ERR_NO_ERROR && *offset < 0)
+		return KafkaWatermarks(consumer, topic, partition, timeout_ms, &low, offset);
+	return result_of(consumer, err);
+}
+
+/* ---- assignment ---- */
+
+/* Copy topics and partitions, with the way back from a message to its place. False: out of memory. */
+static bool
+keep_assignment(KafkaConsumer *consumer, const char *const *topics, int ntopics,
+				const KafkaPartition *parts, int nparts)
+{
+	free_assignment(consumer);
+	consumer->topics = calloc(ntopics + 1, sizeof(char *));
+	consumer->places = calloc(ntopics + 1, sizeof(int *));
+	consumer->nplaces = calloc(ntopics + 1, sizeof(int));
+	consumer->parts = calloc(nparts + 1, sizeof(KafkaPartition));
+	if (!consumer->topics || !consumer->places || !consumer->nplaces || !consumer->parts)
+		return false;
+	consumer->ntopics = ntopics;
+	for (int i = 0; i < ntopics; i++)
+		if ((consumer->topics[i] = strdup(topics[i])) == NULL)
+			return false;
+	for (int i = 0; i < nparts; i++)
+		consumer->nplaces[parts[i].topic] = Max(consumer->nplaces[parts[i].topic], parts[i].partition + 1);
+	for (int i = 0; i < ntopics; i++)
+	{
+		consumer->places[i] = malloc(sizeof(int) * (consumer->nplaces[i] + 1));
+		if (!consumer->places[i])
+			return false;
+		for (int k = 0; k < consumer->nplaces[i]; k++)
+			consumer->places[i][k] = -1;
+	}
+	for (int i = 0; i < nparts; i++)
+	{
+		KafkaPartition *part = &consumer->parts[i];
+
+		part->topic = parts[i].topic;
+		part->partition = parts[i].partition;
+		part->next_offset = parts[i].next_offset;
+		part->end_offset = -1;
+		consumer->places[part->topic][part->partition] = i;
+	}
+	consumer->nparts = nparts;
+	return true;
+}
+
+KafkaResult
+KafkaAssign(KafkaConsumer *consumer, const char *const *topics, int ntopics,
+			const KafkaPartition *parts, int nparts)
+{
+	rd_kafka_topic_partition_list_t *list;
+	rd_kafka_resp_err_t err;
+
+	if (!keep_assignment(consumer, topics, ntopics, parts, nparts))
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	consumer->ends_at = 0;
+
+	/* Drop the old assignment first, so that nothing fetched for it comes through. */
+	(void) rd_kafka_assign(consumer->handle, NULL);
+	if (nparts == 0)
+		return KAFKA_OK;
+	list = rd_kafka_topic_partition_list_new(nparts);
+	for (int i = 0; i < nparts; i++)
+		rd_kafka_topic_partition_list_add(list, topics[parts[i].topic], parts[i].partition)->offset =
+			parts[i].next_offset;
+	err = rd_kafka_assign(consumer->handle, list);
+	rd_kafka_topic_partition_list_destroy(list);
+	return result_of(consumer, err);
+}
+
+const KafkaPartition *
+KafkaAssignment(KafkaConsumer *consumer, int *nparts)
+{
+	*nparts = consumer->nparts;
+	return consumer->parts;
+}
+
+/* ---- consuming ---- */
+
+static KafkaPartition *
+find_partition(KafkaConsumer *consumer, const rd_kafka_message_t *message,
+			   const rd_kafka_topic_t **last_handle, int *last_topic)
+{
+	int			place;
+
+	if (message->rkt == NULL)
+		return NULL;
+	if (message->rkt != *last_handle)
+	{
+		const char *name = rd_kafka_topic_name(message->rkt);
+
+		*last_handle = message->rkt;
+		*last_topic = -1;
+		for (int i = 0; i < consumer->ntopics; i++)
+			if (strcmp(consumer->topics[i], name) == 0)
+				*last_topic = i;
+	}
+	if (*last_topic < 0 || message->partition < 0 || message->partition >= consumer->nplaces[*last_topic])
+		return NULL;
+	place = consumer->places[*last_topic][message->partition];
+	return place < 0 ? NULL : &consumer->parts[place];
+}
+
+static void
+set_fault(KafkaPartition *part, KafkaFault fault, const char *message)
+{
+	part->fault = fault;
+	strlcpy(part->message, message, sizeof(part->message));
+}
+
+/* The log does not have our offset: tell the gap in numbers. */
+static void
+set_gap(KafkaConsumer *consumer, KafkaPartition *part)
+{
+	int64_t		low = -1;
+	int64_t		high = -1;
+	char		message[256];
+
+	(void) rd_kafka_query_watermark_offsets(consumer->handle, consumer->topics[part->topic],
+											part->partition, &low, &high, 1000);
+	if (low > part->next_offset)
+		snprintf(message, sizeof(message), "offsets " INT64_FORMAT " to " INT64_FORMAT " are not in the log any more, which begins at " INT64_FORMAT,
+				 part->next_offset, (int64) low - 1, (int64) low);
+	else if (high >= 0 && high < part->next_offset)
+		snprintf(message, sizeof(message), "the log ends at " INT64_FORMAT ", before the position " INT64_FORMAT "; the topic was cut or created again",
+				 (int64) high, part->next_offset);
+	else
+		snprintf(message, sizeof(message), "offset " INT64_FORMAT " is not in the log", part->next_offset);
+	set_fault(part, KAFKA_FAULT_GAP, message);
+}
+
+/* A message that is no record: the end of a partition, or an error. */
+static void
+take_notice(KafkaConsumer *consumer, const rd_kafka_message_t *message, KafkaPartition *part)
+{
+	const char *text = rd_kafka_message_errstr(message);
+
+	if (part == NULL)
+	{
+		note_error(consumer->handle, message->err, text, consumer);
+		return;
+	}
+	switch (message->err)
+	{
+		case RD_KAFKA_RESP_ERR__PARTITION_EOF:
+			note_progress(consumer);
+			part->at_end = true;
+			part->next_offset = Max(part->next_offset, message->offset);
+			part->end_offset = Max(part->end_offset, message->offset);
+			break;
+		case RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET:
+		case RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE:
+			set_gap(consumer, part);
+			break;
+		case RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART:
+		case RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC:
+		case RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION:
+			set_fault(part, KAFKA_FAULT_GONE, text);
+			break;
+		case RD_KAFKA_RESP_ERR__BAD_MSG:
+		case RD_KAFKA_RESP_ERR__BAD_COMPRESSION:
+		case RD_KAFKA_RESP_ERR_INVALID_MSG:
+		case RD_KAFKA_RESP_ERR_MSG_SIZE_TOO_LARGE:
+			set_fault(part, KAFKA_FAULT_CORRUPT, text);
+			break;
+		case RD_KAFKA_RESP_ERR_TOPIC_AUTHORIZATION_FAILED:
+			set_fault(part, KAFKA_FAULT_DENIED, text);
+			break;
+		default:
+			note_error(consumer->handle, message->err, text, consumer);
+			break;
+	}
+}
+
+static bool
+grow(void **array, int *size, int needed, size_t element)
+{
+	int			wanted = Max(*size, 1024);
+	void	   *larger;
+
+	if (needed <= *size)
+		return true;
+	while (wanted < needed)
+		wanted *= 2;
+	larger = realloc(*array, element * wanted);
+	if (larger == NULL)
+		return false;
+	*array = larger;
+	*size = wanted;
+	return true;
+}
+
+static void
+take_headers(KafkaConsumer *consumer, const rd_kafka_message_t *message, Record *record)
+{
+	rd_kafka_headers_t *headers;
+	RecordHeader *list;
+	size_t		n;
+
+	if (rd_kafka_message_headers(message, &headers) != RD_KAFKA_RESP_ERR_NO_ERROR)
+		return;
+	n = Min(rd_kafka_header_cnt(headers), HYBRIDIOT_MAX_HEADERS);
+	if (n == 0)
+		return;
+	list = malloc(sizeof(RecordHeader) * n);
+	if (list == NULL ||
+		!grow((void **) &consumer->headers, &consumer->headers_size, consumer->nheaders + 1,
+			  sizeof(RecordHeader *)))
+	{
+		free(list);
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+	}
+	consumer->headers[consumer->nheaders++] = list;
+	for (size_t i = 0; i < n; i++)
+	{
+		const void *value = NULL;
+		size_t		len = 0;
+
+		(void) rd_kafka_header_get_all(headers, i, &list[i].name, &value, &len);
+		list[i].value = value;
+		list[i].value_len = (int32) len;
+	}
+	record->headers = list;
+	record->nheaders = (int32) n;
+}
+
+static void
+take_record(KafkaConsumer *consumer, const rd_kafka_message_t *message, const KafkaPartition *part,
+			Record *record)
+{
+	rd_kafka_timestamp_type_t type;
+	int64		ms = rd_kafka_message_timestamp(message, &type);
+
+	record->topic = part->topic;
+	record->partition = part->partition;
+	record->offset = message->offset;
+	record->timestamp = type == RD_KAFKA_TIMESTAMP_NOT_AVAILABLE || ms < 0 ? DT_NOBEGIN :
+		ms * 1000 - (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY;
+	record->key = message->key;
+	record->key_len = message->key ? (int32) message->key_len : -1;
+	record->value = message->payload;
+	record->value_len = message->payload ? (int32) message->len : -1;
+	record->headers = NULL;
+	record->nheaders = 0;
+	record->leader_epoch = -1;
+	take_headers(consumer, message, record);
+}
+
+/* Brokers that were away cannot be heard coming back while a topic is silent: ask. */
+static void
+probe(KafkaConsumer *consumer)
+{
+	const struct rd_kafka_metadata *metadata;
+	int64		now = ClockMonotonicMs();
+
+	if (now - consumer->probed_at < PROBE_EVERY_MS)
+		return;
+	consumer->probed_at = now;
+	if (rd_kafka_metadata(consumer->handle, 0, NULL, &metadata, PROBE_TIMEOUT_MS) ==
+		RD_KAFKA_RESP_ERR_NO_ERROR)
+	{
+		rd_kafka_metadata_destroy(metadata);
+		note_progress(consumer);
+	}
+}
+
+static void
+look_up_ends(KafkaConsumer *consumer)
+{
+	int64		now = ClockMonotonicMs();
+
+	if (now - consumer->ends_at < ENDS_EVERY_MS)
+		return;
+	consumer->ends_at = now;
+	for (int i = 0; i < consumer->nparts; i++)
+	{
+		KafkaPartition *part = &consumer->parts[i];
+		int64_t		low;
+		int64_t		high;
+
+		/* What the last fetch said; no network. */
+		if (rd_kafka_get_watermark_offsets(consumer->handle, consumer->topics[part->topic],
+										   part->partition, &low, &high) == RD_KAFKA_RESP_ERR_NO_ERROR &&
+			high >= 0)
+			part->end_offset = Max(high, part->next_offset);
+	}
+}
+
+int
+KafkaConsume(KafkaConsumer *consumer, Record *records, int max, int timeout_ms)
+{
+	const rd_kafka_topic_t *last_handle = NULL;
+	int			last_topic = -1;
+	int			n = 0;
+	ssize_t		got;
+
+	(void) rd_kafka_poll(consumer->handle, 0);
+	max = Min(max, CONSUME_MAX);
+	if (!grow((void **) &consumer->held, &consumer->held_size, consumer->nheld + max,
+			  sizeof(rd_kafka_message_t *)))
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
+
+	got = rd_kafka_consume_batch_queue(consumer->messages, timeout_ms,
+									   consumer->held + consumer->nheld, max);
+	for (ssize_t i = 0; i < got; i++)
+	{
+		rd_kafka_message_t *message = consumer->held[consumer->nheld++];
+		KafkaPartition *part = find_partition(consumer, message, &last_handle, &last_topic);
+
+		if (message->err)
+			take_notice(consumer, message, part);
+		else if (part == NULL || message->offset < part->next_offset)
+			 /* of an older assignment, or delivered again */ ;
+		else if (message->len > (size_t) hybridiot_max_record_size * 1024)
+			set_fault(part, KAFKA_FAULT_CORRUPT,
+					  psprintf("the record at offset " INT64_FORMAT " has %zu bytes, more than hybridiot.max_record_size",
+							   (int64) message->offset, message->len));
+		else if (part->fault == KAFKA_FAULT_NONE)
+		{
+			take_record(consumer, message, part, &records[n++]);
+			part->next_offset = message->offset + 1;
+			part->at_end = false;
+		}
+	}
+	if (n > 0)
+		note_progress(consumer);
+	else if (consumer->error[0])
+		probe(consumer);
+	look_up_ends(consumer);
+	return n;
+}
+
+void
+KafkaRelease(KafkaConsumer *consumer)
+{
+	for (int i = 0; i < consumer->nheld; i++)
+		rd_kafka_message_destroy(consumer->held[i]);
+	consumer->nheld = 0;
+	for (int i = 0; i < consumer->nheaders; i++)
+		free(consumer->headers[i]);
+	consumer->nheaders = 0;
+}

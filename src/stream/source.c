@@ -32,7 +32,6 @@ struct Source
 	MemoryContext context;		/* the source's own */
 	MemoryContext rows;			/* of what a table gave */
 	MemoryContextCallback close;
-	char	   *table;			/* qualified and quoted */
 	KafkaPartition *parts;
 	int			nparts;
 };
@@ -60,10 +59,7 @@ SourceOpen(const SourceConfig *config)
 											ALLOCSET_SMALL_SIZES);
 	source->rows = AllocSetContextCreate(source->context, "hybridiot source rows",
 										 ALLOCSET_DEFAULT_SIZES);
-	if (config->table)
-		source->table = quote_qualified_identifier(get_namespace_name(get_rel_namespace(config->source_relid)),
-												   get_rel_name(config->source_relid));
-	else
+	if (!config->table)
 	{
 		source->consumer = KafkaConsumerCreate(config->options, config->noptions);
 		source->close.func = close_consumer;
@@ -183,12 +179,12 @@ table_leave(TableScope *scope)
 static void
 table_query(Source *source, const char *sql, int nargs, Oid *types, Datum *values)
 {
-	char	   *text = psprintf(sql, source->table);
+	char	   *text = psprintf(sql, source->config->source);
 
 	if (SPI_execute_with_args(text, nargs, types, values, NULL, true, 0) != SPI_OK_SELECT)
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not read source table %s", source->table)));
+				 errmsg("could not read source table %s", source->config->source)));
 }
 
 /* First column of the first row; fallback when it is null. */

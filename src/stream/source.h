@@ -19,7 +19,7 @@ typedef struct Source Source;
 typedef struct SourceConfig
 {
 	bool		table;			/* transport 'table' */
-	Oid			source_relid;	/* then: that table */
+	char	   *source;			/* then: that table, qualified and quoted */
 	Oid			userid;			/* whose rights count */
 	Option	   *options;		/* else: librdkafka's properties */
 	int			noptions;

@@ -102,15 +102,18 @@ kafka_options(SourceConfig *config, ForeignServer *server, Oid userid)
 static void
 table_source(SourceConfig *config, const char *name, const char *source)
 {
+	Oid			relid;
+
 	if (source == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
 				 errmsg("stream \"%s\" needs the option \"source\"", name),
 				 errdetail("Its server has transport 'table'.")));
 	config->table = true;
-	config->source_relid =
-		RangeVarGetRelid(makeRangeVarFromNameList(stringToQualifiedNameList(source, NULL)),
-						 NoLock, false);
+	relid = RangeVarGetRelid(makeRangeVarFromNameList(stringToQualifiedNameList(source, NULL)),
+							 NoLock, false);
+	config->source = quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
+												get_rel_name(relid));
 }
 
 static void

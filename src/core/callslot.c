@@ -434,7 +434,7 @@ CallReply(CallSlot *slot, int i, const char *answer, Size len)
 		answers[i].len = len;
 	}
 	if (++slot->answered == slot->n)
-		finish(slot, CALL_DONE);
+		finish(slot, slot->sqlstate ? CALL_FAILED : CALL_DONE);
 }
 
 void
@@ -442,7 +442,8 @@ CallRefuse(CallSlot *slot, int sqlstate, const char *message)
 {
 	slot->sqlstate = sqlstate;
 	strlcpy(slot->message, message, sizeof(slot->message));
-	finish(slot, CALL_FAILED);
+	if (++slot->answered == slot->n)
+		finish(slot, CALL_FAILED);
 }
 
 /* ---- waiting for rows of the journal ---- */

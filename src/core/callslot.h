@@ -75,7 +75,7 @@ extern void CallReleaseRequest(CallSlot *slot);
 extern bool CallIsWanted(CallSlot *slot);
 /* Answer request i; the last one wakes the caller. A slot nobody waits for is freed then. */
 extern void CallReply(CallSlot *slot, int i, const char *answer, Size len);
-/* Refuse all that is not answered yet. */
+/* Instead of an answer: the whole call fails with this, when all others are answered. */
 extern void CallRefuse(CallSlot *slot, int sqlstate, const char *message);
 
 /* ---- waiting for rows of the journal ---- */

@@ -16,6 +16,7 @@ int			hybridiot_max_workers = 32;
 int			hybridiot_call_slots = 128;
 int			hybridiot_max_calls_per_role = 32;
 char	   *hybridiot_command_server = NULL;
+int			hybridiot_command_retention = 30 * 24 * 3600;
 int			hybridiot_max_reply_size = 1024;
 int			hybridiot_max_record_size = 16 * 1024;
 char	   *hybridiot_secret_directory = NULL;
@@ -57,6 +58,11 @@ GucDefine(void)
 							   NULL,
 							   &hybridiot_command_server, "",
 							   PGC_USERSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("hybridiot.command_retention",
+							"Sets how long finished commands and their events are kept.",
+							NULL,
+							&hybridiot_command_retention, 30 * 24 * 3600, 60, INT_MAX,
+							PGC_SIGHUP, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomIntVariable("hybridiot.max_reply_size",
 							"Sets the largest reply that is taken from a device.",
 							NULL,

@@ -77,6 +77,7 @@ extern int	hybridiot_max_workers;
 extern int	hybridiot_call_slots;
 extern int	hybridiot_max_calls_per_role;
 extern char *hybridiot_command_server;
+extern int	hybridiot_command_retention;	/* seconds */
 
 extern int	hybridiot_max_reply_size;	/* kB */
 extern int	hybridiot_max_record_size;	/* kB */

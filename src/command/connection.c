@@ -1,0 +1,1011 @@
+/*
+ * connection.c
+ *		The AMQP worker's connections: one per server, its links, and what the peers tell.
+ *
+ * A connection that is lost is tried again after 100 ms to 30 s, over the list
+ * of hosts. Commands queue per link, because credit is per link; a link to one
+ * device's address is opened when a command needs it, and given up when too many are open.
+ * Nothing here opens a transaction but the reload.
+ */
+#include "postgres.h"
+
+#include <arpa/inet.h>
+#include <limits.h>
+
+#include "foreign/foreign.h"
+#include "lib/stringinfo.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "utils/fmgrprotos.h"
+#include "utils/memutils.h"
+#include "utils/numeric.h"
+#include "utils/timestamp.h"
+
+#include "command/worker.h"
+#include "core/clock.h"
+#include "core/compat.h"
+#include "core/options.h"
+#include "core/worker.h"
+
+#define DEFAULT_PORT 5672
+#define DEFAULT_TLS_PORT 5671
+#define BACKOFF_FIRST_MS 100
+#define BACKOFF_MAX_MS 30000
+#define CONNECT_TIMEOUT_MS 10000
+#define IDLE_TIMEOUT_MS 60000
+#define REPLY_CREDIT 500
+#define MAX_OPEN_LINKS 1000
+/* How long what is in flight may take before a changed configuration is put into force. */
+#define LEAVE_MS 5000
+#define PUBLISH_MS 200
+
+dlist_head	Connections = DLIST_STATIC_INIT(Connections);
+
+static int64 next_publish_ms = 0;
+
+/* ---- configuration ---- */
+
+static char *
+fill_in(const char *template, const char *placeholder, const char *value)
+{
+	StringInfoData buf;
+	size_t		len = strlen(placeholder);
+
+	initStringInfo(&buf);
+	while (*template)
+	{
+		if (strncmp(template, placeholder, len) == 0)
+		{
+			appendStringInfoString(&buf, value);
+			template += len;
+		}
+		else
+			appendStringInfoChar(&buf, *template++);
+	}
+	return buf.data;
+}
+
+/* RFC 3986: everything but unreserved characters, of the UTF-8 form. */
+static char *
+percent_encode(const char *text)
+{
+	StringInfoData buf;
+	const char *utf8 = pg_server_to_any(text, strlen(text), PG_UTF8);
+
+	initStringInfo(&buf);
+	for (; *utf8; utf8++)
+	{
+		unsigned char c = (unsigned char) *utf8;
+
+		if ((c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
+			strchr("-._~", c))
+			appendStringInfoChar(&buf, (char) c);
+		else
+			appendStringInfo(&buf, "%%%02X", c);
+	}
+	return buf.data;
+}
+
+static bool
+is_loopback(const char *host)
+{
+	struct in_addr address;
+
+	return strcmp(host, "localhost") == 0 || strcmp(host, "::1") == 0 ||
+		(inet_pton(AF_INET, host, &address) == 1 && (ntohl(address.s_addr) >> 24) == 127);
+}
+
+static void
+read_targets(List *options, AmqpConfig *config, bool *loopback)
+{
+	List	   *hosts = OptionSplit(OptionGet(options, "host"));
+	const char *port_option = OptionGet(options, "port");
+	List	   *ports = port_option ? OptionSplit(port_option) : NIL;
+	const char *tls = OptionGet(options, "tls");
+	DialTarget *targets = palloc0(sizeof(DialTarget) * Max(1, list_length(hosts)));
+	int			n = 0;
+	ListCell   *lc;
+
+	*loopback = true;
+	foreach(lc, hosts)
+	{
+		targets[n].host = lfirst(lc);
+		if (!is_loopback(targets[n].host))
+			*loopback = false;
+		n++;
+	}
+	config->tls = tls ? strcmp(tls, "require") == 0 : !*loopback;
+	for (int i = 0; i < n; i++)
+	{
+		if (ports == NIL)
+			targets[i].port = config->tls ? DEFAULT_TLS_PORT : DEFAULT_PORT;
+		else
+			targets[i].port = atoi(list_nth(ports, Min(i, list_length(ports) - 1)));
+	}
+	config->targets = targets;
+	config->ntargets = n;
+}
+
+/*
+ * What may be used to log in. Nothing secret goes over a wire in clear text, and nobody is
+ * let in anonymously, unless the user says so or both ends are on this machine.
+ */
+static void
+read_mechanism(const char *name, List *options, AmqpConfig *config, bool loopback)
+{
+	const char *given = OptionGet(options, "sasl_mechanism");
+
+	config->mechanism = given ? given :
+		config->user ? "PLAIN" : config->ssl_certificate ? "EXTERNAL" : "ANONYMOUS";
+	config->allow_clear_text = !config->tls && (given != NULL || loopback);
+	if (strcmp(config->mechanism, "PLAIN") == 0 && !config->tls && !config->allow_clear_text)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
+				 errmsg("server \"%s\" would send a password in clear text", name),
+				 errhint("Set option tls to \"require\", or sasl_mechanism to \"PLAIN\" if that is meant.")));
+	if (strcmp(config->mechanism, "PLAIN") == 0 && (config->user == NULL || config->password == NULL))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
+				 errmsg("the owner of server \"%s\" has no user mapping with user and password", name)));
+	if (strcmp(config->mechanism, "ANONYMOUS") == 0 && given == NULL && !loopback)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
+				 errmsg("the owner of server \"%s\" has no user mapping", name),
+				 errhint("Create one, or set option sasl_mechanism to \"ANONYMOUS\" if that is meant.")));
+}
+
+static void
+read_addresses(Connection *c, List *options)
+{
+	const char *reply = OptionGet(options, "reply_address");
+	const char *link = OptionGet(options, "link_address");
+	const char *command = OptionGet(options, "command_address");
+	const char *tenant = OptionGet(options, "tenant");
+	char		reply_id[37];
+
+	c->tenant = percent_encode(tenant ? tenant : "");
+	c->command_address = fill_in(command ? command :
+								 c->peer == PEER_HONO ? "command/{tenant}/{device}" : "command/{device}",
+								 "{tenant}", c->tenant);
+	if (link == NULL)
+		link = c->peer == PEER_BROKER ? c->command_address :
+			c->peer == PEER_HONO ? "command/{tenant}" : NULL;
+	c->link_address = link ? fill_in(link, "{tenant}", c->tenant) : NULL;
+	if (reply == NULL)
+		reply = c->peer == PEER_HONO ? "command_response/{tenant}/{reply_id}" : "hybridiot.reply.{reply_id}";
+	JournalReplyId(c->server, reply_id);
+	c->reply_address = fill_in(fill_in(reply, "{tenant}", c->tenant), "{reply_id}", reply_id);
+}
+
+/* One string of everything the connection depends on, to see changes. */
+static char *
+fingerprint(const Connection *c)
+{
+	const AmqpConfig *g = &c->config;
+	StringInfoData buf;
+
+#define ADD(s) appendStringInfo(&buf, "%s|", (s) ? (s) : "-")
+	initStringInfo(&buf);
+	for (int i = 0; i < g->ntargets; i++)
+		appendStringInfo(&buf, "%s:%d|", g->targets[i].host, g->targets[i].port);
+	ADD(g->ssl_ca);
+	ADD(g->ssl_certificate);
+	ADD(g->ssl_key);
+	ADD(g->ssl_key_password);
+	ADD(g->mechanism);
+	ADD(g->user);
+	ADD(g->password);
+	ADD(c->command_address);
+	ADD(c->link_address);
+	ADD(c->reply_address);
+	appendStringInfo(&buf, "%d|%d|%d|%d|%d|%zu", g->tls, g->allow_clear_text, g->connect_timeout_ms,
+					 g->idle_timeout_ms, c->peer, g->max_message_size);
+#undef ADD
+	return buf.data;
+}
+
+static const char *
+file_option(List *options, const char *name)
+{
+	const char *value = OptionGet(options, name);
+
+	return value ? OptionPath(value) : NULL;
+}
+
+/* Read all about a server; needs a transaction. Raises what the user has to hear. */
+static Connection *
+read_configuration(Oid oid, MemoryContext context)
+{
+	MemoryContext old = MemoryContextSwitchTo(context);
+	ForeignServer *server = GetForeignServer(oid);
+	Connection *c = palloc0(sizeof(Connection));
+	AmqpConfig *config = &c->config;
+	List	   *mapping;
+	const char *key_password;
+	bool		loopback;
+	char	   *user;
+	char	   *password;
+
+	c->context = context;
+	c->server = oid;
+	c->name = pstrdup(server->servername);
+	c->peer = ServerPeer(server->options);
+	read_targets(server->options, config, &loopback);
+	OptionCredentials(oid, server->owner, &user, &password, &mapping);
+	config->user = user;
+	config->password = password;
+	config->ssl_ca = file_option(server->options, "ssl_ca");
+	config->ssl_certificate = file_option(mapping, "ssl_certificate");
+	config->ssl_key = file_option(mapping, "ssl_key");
+	key_password = OptionGet(mapping, "ssl_key_password_file");
+	config->ssl_key_password = key_password ? OptionSecret(key_password) : NULL;
+	read_mechanism(c->name, server->options, config, loopback);
+	config->container = psprintf("hybridiot-%u-%u", MyDatabaseId, oid);
+	config->connect_timeout_ms = (int) Min(INT_MAX, OptionInterval(server->options, "connect_timeout",
+																   CONNECT_TIMEOUT_MS));
+	config->idle_timeout_ms = (int) Min(INT_MAX, OptionInterval(server->options, "idle_timeout",
+																IDLE_TIMEOUT_MS));
+	config->max_message_size = (size_t) hybridiot_max_reply_size * 1024;
+	read_addresses(c, server->options);
+	c->fingerprint = fingerprint(c);
+	MemoryContextSwitchTo(old);
+	return c;
+}
+
+/* ---- states ---- */
+
+static void
+set_state(Connection *c, ConnectionState state)
+{
+	if (c->stat.state != state || c->stat.since == 0)
+	{
+		c->stat.state = state;
+		c->stat.since = GetCurrentTimestamp();
+	}
+	c->stat_dirty = true;
+}
+
+static void
+set_error(Connection *c, const char *text)
+{
+	strlcpy(c->stat.last_error, text, sizeof(c->stat.last_error));
+	c->stat_dirty = true;
+	SlotSetError(MyWorkerSlot, text);
+}
+
+static void
+link_gone(Link *link)
+{
+	if (link->amqp)
+		link->connection->nlinks--;
+	link->amqp = NULL;
+}
+
+/* The connection is gone, or is to go: its links are, and it is tried again later. */
+static void
+disconnect(Connection *c, const char *why)
+{
+	dlist_iter	iter;
+	AmqpCounters counters;
+
+	if (c->amqp)
+	{
+		AmqpCount(c->amqp, &counters);
+		c->past.bytes_in += counters.bytes_in;
+		c->past.bytes_out += counters.bytes_out;
+		c->next_target = (AmqpTarget(c->amqp) + (c->open ? 0 : 1)) % c->config.ntargets;
+		JournalForgetConnection(c);
+		AmqpFree(c->amqp);
+		c->amqp = NULL;
+	}
+	c->open = c->replies = false;
+	c->reply_link = NULL;
+	dlist_foreach(iter, &c->links)
+		link_gone(dlist_container(Link, node, iter.cur));
+	c->retry_ms = ClockMonotonicMs() + BackoffNext(&c->backoff_ms, BACKOFF_FIRST_MS, BACKOFF_MAX_MS);
+	set_state(c, CONNECTION_RETRYING);
+	if (why)
+	{
+		ereport(LOG,
+				(errmsg("connection to AMQP server \"%s\" ended: %s", c->name, why)));
+		set_error(c, why);
+	}
+}
+
+static void
+open_reply_link(Connection *c)
+{
+	c->reply_link = AmqpOpenReceiver(c->amqp, c->reply_address, c->peer == PEER_BROKER, REPLY_CREDIT);
+}
+
+/* ---- commands on their way ---- */
+
+/* The link to a device; NULL if its address is longer than any peer takes. */
+static Link *
+link_for(Connection *c, const char *device)
+{
+	char	   *address = c->link_address ?
+		fill_in(c->link_address, "{device}", percent_encode(device)) : pstrdup("");
+	Link	   *link;
+	bool		found;
+
+	if (strlen(address) >= MAX_ADDRESS)
+	{
+		set_error(c, "the address of a device is too long");
+		return NULL;
+	}
+	link = hash_search(c->links_by_address, address, HASH_ENTER, &found);
+	if (!found)
+	{
+		link->connection = c;
+		link->amqp = NULL;
+		link->retry_ms = 0;
+		link->backoff_ms = 0;
+		link->queued = 0;
+		dlist_init(&link->queue);
+		dlist_push_tail(&c->links, &link->node);
+	}
+	return link;
+}
+
+void
+ConnectionEnqueue(Command *command, bool first)
+{
+	Link	   *link;
+
+	if (command->connection == NULL)
+		return;
+	Assert(command->link == NULL);
+	link = link_for(command->connection, command->device);
+	if (link == NULL)
+		return;					/* it will expire */
+	if (first)
+		dlist_push_head(&link->queue, &command->queue_node);
+	else
+		dlist_push_tail(&link->queue, &command->queue_node);
+	link->queued++;
+	command->link = link;
+}
+
+void
+ConnectionDequeue(Command *command)
+{
+	if (command->link == NULL)
+		return;
+	dlist_delete(&command->queue_node);
+	command->link->queued--;
+	command->link = NULL;
+}
+
+bool
+ConnectionIsUp(const Command *command)
+{
+	return command->link && command->link->amqp && AmqpLinkIsOpen(command->link->amqp);
+}
+
+/* Too many links: close one that nothing needs. False if all are needed. */
+static bool
+make_room(Connection *c)
+{
+	dlist_iter	iter;
+
+	if (c->nlinks < MAX_OPEN_LINKS)
+		return true;
+	dlist_foreach(iter, &c->links)
+	{
+		Link	   *link = dlist_container(Link, node, iter.cur);
+
+		if (link->amqp == NULL || link->queued > 0 || AmqpLinkInFlight(link->amqp) > 0)
+			continue;
+		AmqpCloseLink(c->amqp, link->amqp);
+		link_gone(link);
+		return true;
+	}
+	return false;
+}
+
+/* Links that are neither open nor needed would pile up with the devices. */
+static void
+drop_link(Link *link)
+{
+	Connection *c = link->connection;
+
+	dlist_delete(&link->node);
+	hash_search(c->links_by_address, link->address, HASH_REMOVE, NULL);
+}
+
+static void
+open_needed_links(Connection *c, int64 now)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &c->links)
+	{
+		Link	   *link = dlist_container(Link, node, iter.cur);
+
+		if (link->amqp != NULL)
+			continue;
+		if (link->queued == 0 && link->retry_ms <= now)
+			drop_link(link);
+		else if (link->queued > 0 && link->retry_ms <= now && make_room(c))
+		{
+			link->amqp = AmqpOpenSender(c->amqp, link->address[0] ? link->address : NULL,
+										c->peer == PEER_BROKER);
+			AmqpLinkSetOwner(link->amqp, link);
+			c->nlinks++;
+		}
+	}
+}
+
+int
+ConnectionsSendable(Command **commands, int max)
+{
+	dlist_iter	ci;
+	int64		now = ClockMonotonicMs();
+	int			n = 0;
+
+	dlist_foreach(ci, &Connections)
+	{
+		Connection *c = dlist_container(Connection, node, ci.cur);
+		dlist_iter	li;
+
+		if (!c->replies || c->leaving)
+			continue;
+		dlist_foreach(li, &c->links)
+		{
+			Link	   *link = dlist_container(Link, node, li.cur);
+			int			room;
+			dlist_iter	qi;
+
+			if (link->queued == 0 || link->amqp == NULL ||
+				(room = AmqpSendable(c->amqp, link->amqp)) == 0)
+				continue;
+			dlist_foreach(qi, &link->queue)
+			{
+				Command    *command = dlist_container(Command, queue_node, qi.cur);
+
+				if (room == 0 || n == max)
+					break;
+				/* What the journal does not know yet comes first. */
+				if (command->not_before_ms > now || command->dirty)
+					continue;
+				commands[n++] = command;
+				room--;
+			}
+			if (n == max)
+				return n;
+		}
+	}
+	return n;
+}
+
+static AmqpProperty *
+message_properties(Jsonb *json, int *n)
+{
+	AmqpProperty *properties;
+	JsonbIterator *it;
+	JsonbIteratorToken token;
+	JsonbValue	value;
+
+	*n = 0;
+	if (json == NULL)
+		return NULL;
+	properties = palloc0(sizeof(AmqpProperty) * (JB_ROOT_COUNT(json) + 1));
+	it = JsonbIteratorInit(&json->root);
+	while ((token = JsonbIteratorNext(&it, &value, true)) != WJB_DONE)
+	{
+		AmqpProperty *p = &properties[*n];
+
+		if (token == WJB_KEY)
+		{
+			char	   *name = pnstrdup(value.val.string.val, value.val.string.len);
+
+			p->name = pg_server_to_any(name, strlen(name), PG_UTF8);
+		}
+		if (token != WJB_VALUE)
+			continue;
+		(*n)++;
+		if (value.type == jbvBool)
+		{
+			p->kind = AMQP_PROPERTY_BOOL;
+			p->value.boolean = value.val.boolean;
+		}
+		else if (value.type == jbvString)
+		{
+			char	   *s = pnstrdup(value.val.string.val, value.val.string.len);
+
+			p->kind = AMQP_PROPERTY_STRING;
+			p->value.string = pg_server_to_any(s, strlen(s), PG_UTF8);
+		}
+		else if (value.type == jbvNumeric)
+		{
+			char	   *s = DatumGetCString(DirectFunctionCall1(numeric_out,
+																NumericGetDatum(value.val.numeric)));
+			char	   *end;
+
+			errno = 0;
+			p->value.number = strtoll(s, &end, 10);
+			p->kind = AMQP_PROPERTY_LONG;
+			if (*end || errno)
+			{
+				p->kind = AMQP_PROPERTY_DOUBLE;
+				p->value.real = strtod(s, NULL);
+			}
+		}
+		else
+			p->kind = AMQP_PROPERTY_NULL;
+	}
+	return properties;
+}
+
+static int64
+unix_ms(TimestampTz at)
+{
+	return (at + (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY) / 1000;
+}
+
+static const char *
+utf8(const char *text)
+{
+	return pg_server_to_any(text, strlen(text), PG_UTF8);
+}
+
+bool
+ConnectionSend(Command *command)
+{
+	Connection *c = command->connection;
+	Link	   *link = command->link;
+	const CommandRequest *request = command->request;
+	AmqpOutgoing message = {0};
+	TimestampTz now = GetCurrentTimestamp();
+	char		id[37];
+	StringInfoData buf;
+
+	if (!c->replies || link == NULL || link->amqp == NULL || AmqpSendable(c->amqp, link->amqp) == 0)
+		return false;
+
+	for (int i = 0, at = 0; i < UUID_LEN; i++)
+		at += sprintf(id + at, i == 4 || i == 6 || i == 8 || i == 10 ? "-%02x" : "%02x",
+					  command->id.data[i]);
+	message.id = id;
+	message.durable = command->nature.mode == MODE_STORE;
+	message.priority = request->priority;
+
+	/* Zero would mean for ever. */
+	message.ttl_ms = (uint32) Max(1, (command->expires_at - now) / 1000);
+	message.to = fill_in(c->command_address, "{device}", percent_encode(command->device));
+	message.subject = utf8(request->command);
+	message.reply_to = command->nature.one_way ? NULL : c->reply_address;
+	message.creation_ms = unix_ms(request->queued_at);
+	message.expiry_ms = unix_ms(command->expires_at);
+	message.properties = message_properties(request->properties, &message.nproperties);
+	RequestBody(request, &message.body, &message.body_len, &message.content_type);
+
+	initStringInfo(&buf);
+	AmqpEncode(&buf, &message);
+	ConnectionDequeue(command);
+	command->offers++;
+	command->nature.offered = true;
+	AmqpSend(c->amqp, link->amqp, command->id.data, buf.data, buf.len);
+	dlist_delete(&link->node);
+	dlist_push_tail(&c->links, &link->node);
+	return true;
+}
+
+/* ---- what the peers tell ---- */
+
+static void
+add_outcome_evidence(Connection *c, const AmqpEvent *event)
+{
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "hybridiot evidence",
+												  ALLOCSET_SMALL_SIZES);
+	Evidence   *evidence = MemoryContextAllocZero(context, sizeof(Evidence));
+
+	evidence->context = context;
+	memcpy(evidence->id.data, event->tag, UUID_LEN);
+	evidence->peer = c->peer;
+	evidence->outcome = event->outcome;
+	if (event->condition)
+		evidence->condition = MemoryContextStrdup(context, event->condition);
+	if (event->text)
+		evidence->description = MemoryContextStrdup(context, event->text);
+	JournalAddEvidence(evidence);
+}
+
+static void
+take_reply(Connection *c, const AmqpEvent *event)
+{
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "hybridiot evidence",
+												  ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	Evidence   *evidence = palloc0(sizeof(Evidence));
+	Reply	   *reply = &evidence->reply;
+	Command    *command;
+
+	evidence->context = context;
+	evidence->is_reply = true;
+	evidence->peer = c->peer;
+	ReplyRead(event->bytes, event->len, event->oversize, reply);
+	evidence->id = reply->id;
+	MemoryContextSwitchTo(old);
+
+	if (!reply->has_id)
+		JournalAddEvent(NULL, NULL, "a reply that names no command came");
+	else if ((command = CommandFind(&reply->id)) != NULL)
+		CommandReply(command, reply);
+	else
+	{
+		JournalAddEvidence(evidence);
+		context = NULL;
+	}
+	JournalSettleLater(c, event->token, event->oversize ? AMQP_REJECTED : AMQP_ACCEPTED);
+	if (context)
+		MemoryContextDelete(context);
+}
+
+static void close_amqp(Connection *c);
+
+static void
+link_closed(Connection *c, const AmqpEvent *event)
+{
+	Link	   *link = AmqpLinkOwner(event->link);
+
+	if (event->link == c->reply_link)
+	{
+		/* Without replies nothing may leave; the connection starts over, with its back-off. */
+		char	   *why = psprintf("the link for replies ended: %s", event->text);
+
+		c->reply_link = NULL;
+		close_amqp(c);
+		disconnect(c, why);
+		return;
+	}
+	set_error(c, psprintf("link to \"%s\": %s", link->address, event->text));
+	link_gone(link);
+	link->retry_ms = ClockMonotonicMs() +
+		BackoffNext(&link->backoff_ms, BACKOFF_FIRST_MS, BACKOFF_MAX_MS);
+}
+
+static void
+link_opened(Connection *c, const AmqpEvent *event)
+{
+	if (event->link != c->reply_link)
+	{
+		((Link *) AmqpLinkOwner(event->link))->backoff_ms = 0;
+		return;
+	}
+	c->replies = true;
+	c->backoff_ms = 0;
+	set_state(c, CONNECTION_UP);
+	ereport(LOG, (errmsg("connected to AMQP server \"%s\"", c->name)));
+}
+
+/* False: the connection is gone. */
+static bool
+take_event(Connection *c, const AmqpEvent *event)
+{
+	pg_uuid_t	id;
+	Command    *command;
+
+	memcpy(id.data, event->tag, UUID_LEN);
+	switch (event->kind)
+	{
+		case AMQP_EVENT_OPEN:
+			c->open = true;
+			open_reply_link(c);
+			return true;
+		case AMQP_EVENT_CLOSED:
+			disconnect(c, event->text);
+			return false;
+		case AMQP_EVENT_LINK_OPEN:
+			link_opened(c, event);
+			return true;
+		case AMQP_EVENT_LINK_CLOSED:
+			link_closed(c, event);
+			return c->amqp != NULL;
+		case AMQP_EVENT_SENT:
+			if ((command = CommandFind(&id)) != NULL)
+				CommandSent(command);
+			return true;
+		case AMQP_EVENT_OUTCOME:
+			if ((command = CommandFind(&id)) != NULL)
+				CommandOutcome(command, event->outcome, event->condition, event->text);
+			else
+				add_outcome_evidence(c, event);
+			return true;
+		case AMQP_EVENT_LOST:
+			if ((command = CommandFind(&id)) != NULL)
+				CommandLost(command, event->transferred);
+			return true;
+		case AMQP_EVENT_MESSAGE:
+			take_reply(c, event);
+			return true;
+	}
+	pg_unreachable();
+}
+
+static void
+process(Connection *c, int64 now)
+{
+	AmqpEvent	event;
+
+	if (c->amqp == NULL)
+	{
+		if (now < c->retry_ms || c->config.ntargets == 0)
+			return;
+		set_state(c, c->stat.since == 0 ? CONNECTION_CONNECTING : c->stat.state);
+		c->amqp = AmqpConnect(&c->config, c->next_target);
+	}
+	if (c->replies)
+		open_needed_links(c, now);
+	AmqpProcess(c->amqp);
+	while (AmqpNextEvent(c->amqp, &event))
+		if (!take_event(c, &event))
+			return;
+}
+
+/* ---- coming and going ---- */
+
+Connection *
+ConnectionFind(Oid server)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &Connections)
+	{
+		Connection *c = dlist_container(Connection, node, iter.cur);
+
+		if (c->server == server && !c->leaving)
+			return c;
+	}
+	return NULL;
+}
+
+/* Close politely; what is in flight becomes LOST. */
+static void
+close_amqp(Connection *c)
+{
+	dlist_iter	iter;
+	AmqpEvent	event;
+
+	if (c->amqp == NULL)
+		return;
+	dlist_foreach(iter, &c->links)
+	{
+		Link	   *link = dlist_container(Link, node, iter.cur);
+
+		if (link->amqp)
+			AmqpCloseLink(c->amqp, link->amqp);
+		link_gone(link);
+	}
+	while (AmqpNextEvent(c->amqp, &event))
+		if (!take_event(c, &event))
+			return;
+}
+
+static void
+remove_connection(Connection *c)
+{
+	HASH_SEQ_STATUS all;
+	CommandEntry *entry;
+
+	close_amqp(c);
+	JournalForgetConnection(c);
+	AmqpFree(c->amqp);
+	c->amqp = NULL;
+	dlist_delete(&c->node);
+
+	/* Its commands go to the successor, if there is one. */
+	hash_seq_init(&all, Commands);
+	while ((entry = hash_seq_search(&all)) != NULL)
+	{
+		Command    *command = entry->command;
+
+		if (command->connection != c)
+			continue;
+		ConnectionDequeue(command);
+		command->connection = ConnectionFind(c->server);
+		if (command->connection)
+			command->nature.peer = command->connection->peer;
+		if (command->result.state == COMMAND_QUEUED)
+			ConnectionEnqueue(command, false);
+	}
+	if (ConnectionFind(c->server) == NULL)
+		ConnStatForget(c->server);
+	hash_destroy(c->links_by_address);
+	MemoryContextDelete(c->context);
+}
+
+static void
+add_connection(Connection *c)
+{
+	HASHCTL		control = {
+		.keysize = MAX_ADDRESS,.entrysize = sizeof(Link),.hcxt = c->context
+	};
+
+	c->links_by_address = hash_create("hybridiot links", 64, &control, HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
+	dlist_init(&c->links);
+	c->stat.server = c->server;
+	c->seen = true;
+	set_state(c, CONNECTION_CONNECTING);
+	dlist_push_tail(&Connections, &c->node);
+}
+
+/* A server that cannot even be configured: shown with its error, tried at the next reload. */
+static void
+show_broken(Oid server, const char *why)
+{
+	ConnectionStat stat = {
+		.server = server,.state = CONNECTION_RETRYING,.since = GetCurrentTimestamp()
+	};
+
+	strlcpy(stat.last_error, why, sizeof(stat.last_error));
+	ConnStatPublish(&stat);
+	SlotSetError(MyWorkerSlot, why);
+}
+
+static void
+reload_server(Oid server)
+{
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "hybridiot connection",
+												  ALLOCSET_DEFAULT_SIZES);
+	Connection *fresh = NULL;
+	Connection *present = ConnectionFind(server);
+	char	   *problem = NULL;
+
+	PG_TRY();
+	{
+		WorkerBegin("reading the configuration of AMQP servers");
+		fresh = read_configuration(server, context);
+		WorkerCommit();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		WorkerAbort();
+		ereport(LOG, (errmsg("AMQP server cannot be used: %s", error->message)));
+		problem = error->message;
+	}
+	PG_END_TRY();
+
+	if (fresh && present && strcmp(fresh->fingerprint, present->fingerprint) == 0)
+	{
+		present->seen = true;
+		MemoryContextDelete(context);
+		return;
+	}
+	if (present)
+	{
+		present->leaving = true;
+		present->leave_by_ms = ClockMonotonicMs() + LEAVE_MS;
+	}
+	if (fresh)
+		add_connection(fresh);
+	else
+	{
+		show_broken(server, problem);
+		MemoryContextDelete(context);
+	}
+}
+
+bool
+ConnectionsReload(void)
+{
+	CatalogScope scope;
+	Oid		   *servers;
+	int			n;
+	dlist_iter	iter;
+	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "hybridiot reload",
+												  ALLOCSET_SMALL_SIZES);
+
+	WorkerBegin("reading the list of AMQP servers");
+	CatalogEnter(&scope);
+	n = CatalogServers(AMQP_WRAPPER, &servers, context);
+	CatalogLeave(&scope);
+	WorkerCommit();
+
+	dlist_foreach(iter, &Connections)
+		dlist_container(Connection, node, iter.cur)->seen = false;
+	for (int i = 0; i < n; i++)
+		reload_server(servers[i]);
+	dlist_foreach(iter, &Connections)
+	{
+		Connection *c = dlist_container(Connection, node, iter.cur);
+
+		if (!c->seen && !c->leaving)
+		{
+			c->leaving = true;
+			c->leave_by_ms = 0;
+		}
+	}
+	MemoryContextDelete(context);
+	return n > 0;
+}
+
+/* ---- all of them ---- */
+
+static bool
+may_leave(Connection *c, int64 now)
+{
+	AmqpCounters counters;
+
+	if (c->amqp == NULL || now >= c->leave_by_ms)
+		return true;
+	AmqpCount(c->amqp, &counters);
+	return counters.in_flight == 0;
+}
+
+void
+ConnectionsProcess(void)
+{
+	dlist_mutable_iter iter;
+	int64		now = ClockMonotonicMs();
+
+	dlist_foreach_modify(iter, &Connections)
+	{
+		Connection *c = dlist_container(Connection, node, iter.cur);
+
+		if (c->leaving && may_leave(c, now))
+			remove_connection(c);
+		else
+			process(c, now);
+	}
+}
+
+void
+ConnectionsPublish(void)
+{
+	int64		now = ClockMonotonicMs();
+	dlist_iter	iter;
+	bool		urgent = false;
+
+	dlist_foreach(iter, &Connections)
+		urgent |= dlist_container(Connection, node, iter.cur)->stat_dirty;
+	if (!urgent && now < next_publish_ms)
+		return;
+	next_publish_ms = now + PUBLISH_MS;
+
+	dlist_foreach(iter, &Connections)
+	{
+		Connection *c = dlist_container(Connection, node, iter.cur);
+		AmqpCounters counters = {0};
+
+		if (c->leaving)
+			continue;
+		if (c->amqp)
+			AmqpCount(c->amqp, &counters);
+		c->stat.sessions = counters.sessions;
+		c->stat.links = counters.links;
+		c->stat.bytes_in = c->past.bytes_in + counters.bytes_in;
+		c->stat.bytes_out = c->past.bytes_out + counters.bytes_out;
+		c->stat.credit = counters.credit;
+		c->stat.in_flight = counters.in_flight;
+		ConnStatPublish(&c->stat);
+		c->stat_dirty = false;
+	}
+}
+
+long
+ConnectionsTimeout(void)
+{
+	int64		now = ClockMonotonicMs();
+	long		timeout = LONG_MAX;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &Connections)
+	{
+		Connection *c = dlist_container(Connection, node, iter.cur);
+
+		if (c->amqp)
+			timeout = Min(timeout, AmqpTimeout(c->amqp));
+		else
+			timeout = Min(timeout, (long) Max(0, c->retry_ms - now));
+		if (c->leaving)
+			timeout = Min(timeout, 50);
+	}
+	return timeout;
+}

@@ -1,0 +1,858 @@
+/*
+ * journal.c
+ *		Every transaction of the AMQP worker.
+ *
+ * Claims are flushed before a byte is handed to the network, whatever the settings say: a
+ * command that is found `queued' after a crash has not left. The row of a synchronous call appears
+ * with its claim, so if synchronous_commit is off and the row is lost, so is the caller,
+ * and nothing will send it again. Changes that only pass by (sent, accepted) are written
+ * together with the next that matters, or a moment later. A reply is settled with
+ * the peer when the commit that holds it is on disk.
+ *
+ * Each transaction is repeated until it works, and what it carries is kept in
+ * memory until then. Locks are waited for briefly (lock_timeout).
+ */
+#include "postgres.h"
+
+#include <limits.h>
+
+#include "access/xact.h"
+#include "access/xlog.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "command/worker.h"
+#include "core/clock.h"
+#include "core/compat.h"
+#include "core/worker.h"
+
+/* Commands claimed in one transaction. */
+#define MAX_CLAIMS 500
+/* Queued commands kept in memory. */
+#define MAX_QUEUED 10000
+#define QUEUE_PAGE 1000
+/* How long a passing change may stay unwritten. */
+#define LAZY_MS 20
+/* After a transaction failed. */
+#define RETRY_FIRST_MS 50
+#define RETRY_MAX_MS 5000
+/* How often what nobody told of is looked for. */
+#define POLL_MS 5000
+#define TIDY_MS 30000
+#define TIDY_LIMIT 1000
+/* Unflushed replies are flushed by us after this long. */
+#define FLUSH_MS 50
+
+int64		Epoch = 0;
+
+static dlist_head evidences = DLIST_STATIC_INIT(evidences);
+static dlist_head settlements = DLIST_STATIC_INIT(settlements);
+static List *unwritten = NIL;	/* commands of calls; in TopMemoryContext */
+static MemoryContext events_context = NULL;
+static CommandEvent *events = NULL;
+static int	nevents = 0;
+static int	max_events = 0;
+static int64 lazy_since_ms = 0; /* when the oldest passing change came; 0: none */
+static uint64 round = 1;		/* number of the next transaction that writes changes */
+static uint64 flushed_round = 0;	/* the last one that is on disk */
+static XLogRecPtr written_lsn = InvalidXLogRecPtr;	/* end of the last one */
+static int64 retry_ms = 0;
+static int	backoff_ms = 0;
+static int64 next_poll_ms = 0;
+static int64 next_tidy_ms = 0;
+
+/* Where the next look into the queue begins. */
+static uint64 queue_xid = 0;
+static int64 queue_seq = 0;
+static uint64 queue_horizon = 0;
+static bool queue_more = false; /* there is more than was read */
+
+/* ---- transactions ---- */
+
+static void
+begin(CatalogScope *scope, const char *activity)
+{
+	WorkerBegin(activity);
+	CatalogEnter(scope);
+}
+
+/*
+ * Commit; flush says whether to wait for the disk. Waiting for standbys is never
+ * right here: the network would stand still while one is away.
+ */
+static void
+commit(CatalogScope *scope, bool flush)
+{
+	int			configured = synchronous_commit;
+
+	CatalogLeave(scope);
+	synchronous_commit = flush ? SYNCHRONOUS_COMMIT_LOCAL_FLUSH : SYNCHRONOUS_COMMIT_OFF;
+	PG_TRY();
+	{
+		WorkerCommit();
+	}
+	PG_FINALLY();
+	{
+		synchronous_commit = configured;
+	}
+	PG_END_TRY();
+	pg_atomic_write_u64(&MyWorkerSlot->last_commit_at, (uint64) GetCurrentTimestamp());
+	if (backoff_ms != 0)
+		WorkerSetState(WORKER_RUNNING, NULL);
+	backoff_ms = 0;
+}
+
+/* In PG_CATCH: say it, undo it, try again later. Returns the SQLSTATE; *message is palloc'd in context. */
+static int
+recover(MemoryContext context, const char *doing, char **message)
+{
+	ErrorData  *error;
+
+	MemoryContextSwitchTo(context);
+	error = CopyErrorData();
+	FlushErrorState();
+	WorkerAbort();
+	MemoryContextSwitchTo(context);
+
+	ereport(LOG,
+			(errcode(error->sqlerrcode), errmsg("%s failed: %s", doing, error->message),
+			 errdetail("It is tried again.")));
+	SlotSetError(MyWorkerSlot, error->message);
+	pg_atomic_fetch_add_u64(&MyWorkerSlot->retries, 1);
+	if (message)
+		*message = error->message;
+	return error->sqlerrcode;
+}
+
+static void
+retry_later(void)
+{
+	retry_ms = ClockMonotonicMs() + BackoffNext(&backoff_ms, RETRY_FIRST_MS, RETRY_MAX_MS);
+	WorkerSetState(WORKER_RETRYING, "the journal cannot be written");
+}
+
+/* ---- events ---- */
+
+static void
+add_event(const pg_uuid_t *id, const char *state, const char *cause)
+{
+	CommandEvent *event;
+
+	if (events_context == NULL)
+		events_context = AllocSetContextCreate(TopMemoryContext, "hybridiot events",
+											   ALLOCSET_DEFAULT_SIZES);
+	if (nevents == max_events)
+	{
+		max_events = Max(64, max_events * 2);
+		events = events ? repalloc(events, max_events * sizeof(CommandEvent)) :
+			MemoryContextAlloc(TopMemoryContext, max_events * sizeof(CommandEvent));
+	}
+	event = &events[nevents++];
+	memset(event, 0, sizeof(*event));
+	if (id)
+	{
+		event->has_id = true;
+		event->id = *id;
+	}
+	event->at = GetCurrentTimestamp();
+	event->state = state;
+	event->cause = cause ? MemoryContextStrdup(events_context, cause) : NULL;
+	if (lazy_since_ms == 0)
+		lazy_since_ms = ClockMonotonicMs();
+}
+
+void
+JournalAddEvent(const pg_uuid_t *id, const char *state, const char *cause)
+{
+	add_event(id, state, cause);
+}
+
+void
+JournalAddEvidence(Evidence *evidence)
+{
+	dlist_push_tail(&evidences, &evidence->node);
+	ChangesUrgent = true;
+}
+
+/* ---- the beginning ---- */
+
+void
+JournalStart(void)
+{
+	CatalogScope scope;
+	OpenCommand *open;
+	int			n;
+	int			doubtful;
+
+	/* An error here ends the worker; it is started again with a back-off. */
+	begin(&scope, "reading the journal of commands");
+	Epoch = CatalogNextEpoch();
+	doubtful = CatalogForgetHistory(Epoch, true);
+	n = CatalogAdoptAccepted(Epoch, &open, CurrentMemoryContext);
+	for (int i = 0; i < n; i++)
+	{
+		Command    *command = CommandCreate(&open[i].id, open[i].device, false);
+
+		command->nature.mode = open[i].mode;
+		command->nature.offered = true;
+		command->result.state = COMMAND_ACCEPTED;
+		command->answer_by = open[i].answer_by;
+		command->answer_ms = ClockMonotonicMs() + (open[i].answer_by - GetCurrentTimestamp()) / 1000;
+		CommandSetTimer(command);
+	}
+	commit(&scope, true);
+	if (doubtful > 0)
+		ereport(LOG, (errmsg("%d commands are in doubt", doubtful)));
+}
+
+void
+JournalReplyId(Oid server, char *id)
+{
+	CatalogScope scope;
+	pg_uuid_t	uuid;
+
+	CatalogEnter(&scope);
+	CatalogReplyId(server, &uuid);
+	CatalogLeave(&scope);
+	strlcpy(id, DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&uuid))), 37);
+}
+
+/* ---- the queue ---- */
+
+static void
+take_queued(const QueuedCommand *queued)
+{
+	Command    *command;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (CommandFind(&queued->id))
+		return;
+	command = CommandCreate(&queued->id, queued->device, false);
+	command->connection = ConnectionFind(queued->server);
+	command->nature.peer = command->connection ? command->connection->peer : PEER_BROKER;
+	command->nature.mode = queued->mode;
+	command->nature.one_way = queued->reply_within_ms == 0;
+	command->reply_within_ms = queued->reply_within_ms;
+	command->expires_at = queued->expires_at;
+	command->expires_ms = ClockMonotonicMs() + (queued->expires_at - now) / 1000;
+	command->result.state = COMMAND_QUEUED;
+	ConnectionEnqueue(command, false);
+	CommandSetTimer(command);
+}
+
+static void
+read_queue_page(void)
+{
+	CatalogScope scope;
+	QueuedCommand *queued;
+	uint64		horizon;
+	int			n;
+
+	begin(&scope, "reading the queue of commands");
+	horizon = CatalogQueueHorizon();
+	n = CatalogReadQueue(queue_xid, queue_seq, QUEUE_PAGE, &queued, CurrentMemoryContext);
+	for (int i = 0; i < n; i++)
+		take_queued(&queued[i]);
+	if (!queue_more)
+		queue_horizon = horizon;	/* of the first page: what is behind it has been seen */
+	queue_more = n == QUEUE_PAGE;
+	if (queue_more)
+	{
+		queue_xid = queued[n - 1].xid;
+		queue_seq = queued[n - 1].seq;
+	}
+	else
+	{
+		queue_xid = queue_horizon;
+		queue_seq = 0;
+	}
+	commit(&scope, false);
+}
+
+void
+JournalReadQueue(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+
+	/* Enough is here; JournalTidy() goes on. */
+	if (hash_get_num_entries(Commands) >= MAX_QUEUED)
+	{
+		queue_more = true;
+		return;
+	}
+	PG_TRY();
+	{
+		do
+			read_queue_page();
+		while (queue_more && hash_get_num_entries(Commands) < MAX_QUEUED);
+	}
+	PG_CATCH();
+	{
+		(void) recover(context, "reading the queue of commands", NULL);
+		queue_more = false;
+		queue_xid = 0;			/* again, from the beginning */
+		queue_seq = 0;
+		next_poll_ms = ClockMonotonicMs() + BackoffNext(&backoff_ms, RETRY_FIRST_MS, RETRY_MAX_MS);
+	}
+	PG_END_TRY();
+}
+
+/* ---- claims ---- */
+
+void
+JournalAddUnwritten(Command *command)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+	unwritten = lappend(unwritten, command);
+	MemoryContextSwitchTo(old);
+}
+
+/*
+ * When an answer is due. A one-way command waits for its outcome as long as it could
+ * have waited to be sent.
+ */
+static TimestampTz
+answer_deadline(const Command *command, TimestampTz now)
+{
+	int64		within = command->reply_within_ms * 1000;
+
+	if (command->nature.one_way)
+		return now + Max(command->expires_at - now, 1000000);
+	if (command->nature.mode == MODE_STORE)
+		return command->expires_at + within;
+	return now + within;
+}
+
+/* Write a call's command: claimed if it can leave now. False: it was known before. */
+static bool
+write_call(Command *command, bool sending, TimestampTz answer_by)
+{
+	const CommandRequest *request = command->request;
+	pg_uuid_t	known;
+	bool		same;
+
+	if (request->idempotency_key && CatalogFindIdempotent(request, &known, &same))
+	{
+		CallTellKnown(command, &known, same);
+		return false;
+	}
+	if (!CatalogInsertCommand(request, sending ? COMMAND_SENDING : COMMAND_QUEUED,
+							  sending ? answer_by : 0))
+		ereport(ERROR,
+				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+				 errmsg("the idempotency key is being used by another transaction")));
+	CatalogInsertOrigin(&command->id, request->server, sending ? Epoch : 0);
+	return true;
+}
+
+/* One claim. False: there is nothing to send, the command is no more ours. */
+static bool
+claim(Command *command, TimestampTz answer_by)
+{
+	CommandRequest *request;
+
+	if (command->unwritten)
+		return write_call(command, true, answer_by);
+	request = CatalogClaimCommand(&command->id, Epoch, answer_by, command->context);
+	if (request)
+		command->request = request;
+	return request != NULL;
+}
+
+/*
+ * Claim n commands in one transaction, and write those of calls that cannot leave yet.
+ * Commands that are gone are set to NULL. Raises what the journal raises; nothing is changed in memory
+ * then.
+ */
+static void
+claim_batch(Command **commands, int n, Command **waiting, int nwaiting)
+{
+	CatalogScope scope;
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz *answer_by = palloc(sizeof(TimestampTz) * (n + 1));
+	bool	   *gone = palloc0(n + nwaiting + 1);
+	CommandEvent *claimed = palloc0(sizeof(CommandEvent) * 2 * (n + nwaiting + 1));
+	int			nclaimed = 0;
+	bool		flush = synchronous_commit != SYNCHRONOUS_COMMIT_OFF;
+	const char *queued = CommandStateName(COMMAND_QUEUED);
+	const char *sending = CommandStateName(COMMAND_SENDING);
+
+	begin(&scope, "claiming commands");
+	for (int i = 0; i < n; i++)
+	{
+		Command    *command = commands[i];
+
+		answer_by[i] = answer_deadline(command, now);
+		gone[i] = !claim(command, answer_by[i]);
+		if (gone[i])
+			continue;
+		if (command->unwritten)
+			claimed[nclaimed++] = (CommandEvent) {true, command->id, command->request->queued_at, queued, NULL};
+		else
+			flush = true;		/* it could be sent again after a crash */
+		claimed[nclaimed++] = (CommandEvent) {true, command->id, now, sending, NULL};
+	}
+	for (int i = 0; i < nwaiting; i++)
+	{
+		gone[n + i] = !write_call(waiting[i], false, 0);
+		if (!gone[n + i])
+			claimed[nclaimed++] = (CommandEvent) {true, waiting[i]->id, waiting[i]->request->queued_at, queued, NULL};
+	}
+	CatalogInsertEvents(claimed, nclaimed);
+	commit(&scope, flush);
+
+	for (int i = 0; i < n; i++)
+	{
+		Command    *command = commands[i];
+
+		command->unwritten = false;
+		if (gone[i])
+		{
+			CommandForget(command);
+			commands[i] = NULL;
+			continue;
+		}
+		command->result.state = COMMAND_SENDING;
+		command->answer_by = answer_by[i];
+		command->answer_ms = ClockMonotonicMs() + (answer_by[i] - now) / 1000;
+	}
+	for (int i = 0; i < nwaiting; i++)
+	{
+		waiting[i]->unwritten = false;
+		if (gone[n + i])
+			CommandForget(waiting[i]);
+	}
+}
+
+/* A claim that cannot be made: a call is told, a queued command is tried again later. */
+static void
+claim_failed(Command *command, int sqlstate, const char *message)
+{
+	if (command->unwritten)
+	{
+		CallRefuseCommand(command, sqlstate, message);
+		CommandForget(command);
+		return;
+	}
+	command->not_before_ms = ClockMonotonicMs() + BackoffNext(&command->claim_backoff_ms,
+															  RETRY_FIRST_MS, RETRY_MAX_MS);
+	CommandSetTimer(command);
+}
+
+/*
+ * Claim; what cannot be claimed together is claimed one by one, so that one lock in the
+ * way does not keep the others.
+ */
+static void
+claim_all(Command **commands, int n, Command **waiting, int nwaiting)
+{
+	MemoryContext context = CurrentMemoryContext;
+	char	   *message = NULL;
+	int			sqlstate = 0;
+
+	PG_TRY();
+	{
+		claim_batch(commands, n, waiting, nwaiting);
+	}
+	PG_CATCH();
+	{
+		sqlstate = recover(context, "claiming commands", &message);
+	}
+	PG_END_TRY();
+	if (sqlstate == 0)
+		return;
+	if (n + nwaiting == 1)
+	{
+		claim_failed(n == 1 ? commands[0] : waiting[0], sqlstate, message);
+		if (n == 1)
+			commands[0] = NULL;
+		return;
+	}
+	for (int i = 0; i < n; i++)
+		claim_all(&commands[i], 1, NULL, 0);
+	for (int i = 0; i < nwaiting; i++)
+		claim_all(NULL, 0, &waiting[i], 1);
+}
+
+/* The last look before the first byte. */
+static void
+send_claimed(Command *command)
+{
+	if (GetCurrentTimestamp() >= command->expires_at || ClockMonotonicMs() >= command->expires_ms)
+	{
+		ConnectionDequeue(command);
+		CommandChange(command, COMMAND_EXPIRED, NULL);
+	}
+	else if (ConnectionSend(command))
+		CommandSetTimer(command);
+	else
+	{
+		ConnectionDequeue(command);
+		CommandLost(command, false);
+	}
+}
+
+void
+JournalClaimAndSend(void)
+{
+	Command   **commands = palloc(sizeof(Command *) * MAX_CLAIMS);
+	Command   **waiting;
+	int			n;
+	int			nwaiting = 0;
+	ListCell   *lc;
+
+	n = ConnectionsSendable(commands, MAX_CLAIMS);
+	if (n == 0 && unwritten == NIL)
+		return;
+	waiting = palloc(sizeof(Command *) * (list_length(unwritten) + 1));
+	for (int i = 0; i < n; i++)
+		commands[i]->claiming = true;
+	foreach(lc, unwritten)
+	{
+		Command    *command = lfirst(lc);
+
+		if (!command->claiming)
+			waiting[nwaiting++] = command;
+	}
+	for (int i = 0; i < n; i++)
+		commands[i]->claiming = false;
+	list_free(unwritten);
+	unwritten = NIL;
+
+	claim_all(commands, n, waiting, nwaiting);
+	for (int i = 0; i < n; i++)
+		if (commands[i])
+			send_claimed(commands[i]);
+}
+
+bool
+JournalCancel(const pg_uuid_t *id)
+{
+	MemoryContext context = CurrentMemoryContext;
+	CatalogScope scope;
+	volatile bool cancelled = false;
+
+	PG_TRY();
+	{
+		CommandRequest *request;
+
+		begin(&scope, "cancelling a command");
+		request = CatalogClaimCommand(id, Epoch, 0, context);
+		if (request)
+		{
+			CommandResult result = {.state = COMMAND_CANCELLED};
+			CommandUpdate update = {.id = *id,.result = &result,.clear_sent = true};
+			CommandEvent event = {true, *id, GetCurrentTimestamp(), CommandStateName(COMMAND_CANCELLED), NULL};
+
+			CatalogUpdateCommand(&update);
+			CatalogDeleteOrigins(id, 1);
+			CatalogInsertEvents(&event, 1);
+		}
+		commit(&scope, true);
+		if (request)
+			CommandWake(id);
+		cancelled = request != NULL;
+	}
+	PG_CATCH();
+	{
+		(void) recover(context, "cancelling a command", NULL);
+		cancelled = false;
+	}
+	PG_END_TRY();
+	return cancelled;
+}
+
+/* ---- changes ---- */
+
+/* A command that was settled long ago, for late evidence. NULL: there is none. */
+static Command *
+load_command(const Evidence *evidence)
+{
+	CommandRow *row = CatalogReadCommand(&evidence->id, CurrentMemoryContext);
+	Command    *command;
+
+	if (row == NULL)
+		return NULL;
+	command = CommandCreate(&row->id, row->device, true);
+	command->nature.peer = evidence->peer;
+	command->nature.mode = row->mode;
+	command->nature.one_way = row->one_way;
+	command->result.state = row->result.state;
+	return command;
+}
+
+static void
+weigh_evidence(const Evidence *evidence)
+{
+	Command    *command = CommandFind(&evidence->id);
+
+	if (command == NULL)
+		command = load_command(evidence);
+	if (command == NULL)
+		add_event(&evidence->id, NULL, evidence->is_reply ? "a reply to an unknown command came" :
+				  "an outcome of an unknown command came");
+	else if (evidence->is_reply)
+		CommandReply(command, &evidence->reply);
+	else
+		CommandOutcome(command, evidence->outcome, evidence->condition, evidence->description);
+	if (command && command->temporary && !command->dirty)
+		CommandForget(command);
+}
+
+static void
+write_change(Command *command, pg_uuid_t *final, int *nfinal)
+{
+	CommandUpdate update = {
+		.id = command->id,.result = &command->result,.clear_sent = command->unclaim
+	};
+
+	CatalogUpdateCommand(&update);
+	if (CommandIsSettled(command->result.state, command->nature.one_way))
+		final[(*nfinal)++] = command->id;
+	else if (command->unclaim)
+		CatalogUnclaim(&command->id);
+}
+
+/* What is written is not news any more. */
+static void
+change_written(Command *command)
+{
+	bool		settled = CommandIsSettled(command->result.state, command->nature.one_way);
+
+	dlist_delete(&command->dirty_node);
+	command->dirty = false;
+	if (command->unclaim && command->request && !settled)
+		command->request = NULL;	/* read again at the next claim */
+	command->unclaim = false;
+	if (command->cancel_slot)
+		CallReply(command->cancel_slot, 0, "cancelled", strlen("cancelled"));
+	command->cancel_slot = NULL;
+	if (!settled && !command->temporary)
+		return;
+	CommandWake(&command->id);
+	CallTell(command, &command->result);
+	CommandForget(command);
+}
+
+static void
+forget_evidences(void)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &evidences)
+	{
+		Evidence   *evidence = dlist_container(Evidence, node, iter.cur);
+
+		dlist_delete(&evidence->node);
+		MemoryContextDelete(evidence->context);
+	}
+}
+
+/* Undo what a failed transaction left in memory: commands loaded for evidence, which is kept. */
+static void
+forget_temporaries(void)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &Changes)
+	{
+		Command    *command = dlist_container(Command, dirty_node, iter.cur);
+
+		if (command->temporary)
+			CommandForget(command);
+	}
+}
+
+static int
+count_changes(void)
+{
+	dlist_iter	iter;
+	int			n = 0;
+
+	dlist_foreach(iter, &Changes)
+		n++;
+	return n;
+}
+
+static void
+write_changes(void)
+{
+	CatalogScope scope;
+	dlist_iter	iter;
+	dlist_mutable_iter each;
+	pg_uuid_t  *final;
+	int			nfinal = 0;
+	bool		flush = ChangesUrgent && synchronous_commit != SYNCHRONOUS_COMMIT_OFF;
+
+	begin(&scope, "writing the journal of commands");
+	dlist_foreach(iter, &evidences)
+		weigh_evidence(dlist_container(Evidence, node, iter.cur));
+	final = palloc(sizeof(pg_uuid_t) * (count_changes() + 1));
+	dlist_foreach(iter, &Changes)
+		write_change(dlist_container(Command, dirty_node, iter.cur), final, &nfinal);
+	CatalogDeleteOrigins(final, nfinal);
+	CatalogInsertEvents(events, nevents);
+	commit(&scope, flush);
+
+	written_lsn = XactLastCommitEnd;
+	if (flush)
+		flushed_round = round;
+	round++;
+	ChangesUrgent = false;
+	lazy_since_ms = 0;
+	nevents = 0;
+	if (events_context)
+		MemoryContextReset(events_context);
+	forget_evidences();
+	dlist_foreach_modify(each, &Changes)
+		change_written(dlist_container(Command, dirty_node, each.cur));
+}
+
+/* ---- settling replies ---- */
+
+void
+JournalSettleLater(Connection *connection, uint64 token, AmqpOutcome outcome)
+{
+	Settlement *s = MemoryContextAlloc(TopMemoryContext, sizeof(Settlement));
+
+	s->connection = connection;
+	s->token = token;
+	s->outcome = outcome;
+	s->round = round;
+	dlist_push_tail(&settlements, &s->node);
+	ChangesUrgent = true;
+}
+
+void
+JournalForgetConnection(Connection *connection)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &settlements)
+	{
+		Settlement *s = dlist_container(Settlement, node, iter.cur);
+
+		if (s->connection != connection)
+			continue;
+		dlist_delete(&s->node);
+		pfree(s);
+	}
+}
+
+static void
+settle_replies(void)
+{
+	dlist_mutable_iter iter;
+	static int64 since_ms = 0;	/* unflushed since */
+
+	if (dlist_is_empty(&settlements))
+	{
+		since_ms = 0;
+		return;
+	}
+	if (flushed_round + 1 < round)
+	{
+		if (since_ms == 0)
+			since_ms = ClockMonotonicMs();
+		if (GetFlushRecPtr(NULL) < written_lsn && ClockMonotonicMs() - since_ms >= FLUSH_MS)
+			XLogFlush(written_lsn);
+		if (GetFlushRecPtr(NULL) >= written_lsn)
+			flushed_round = round - 1;
+	}
+	dlist_foreach_modify(iter, &settlements)
+	{
+		Settlement *s = dlist_container(Settlement, node, iter.cur);
+
+		if (s->round > flushed_round)
+			break;
+		since_ms = 0;
+		AmqpSettle(s->connection->amqp, s->token, s->outcome);
+		dlist_delete(&s->node);
+		pfree(s);
+	}
+}
+
+void
+JournalWrite(void)
+{
+	int64		now = ClockMonotonicMs();
+	MemoryContext context = CurrentMemoryContext;
+	int			events_before = nevents;
+
+	if (now >= retry_ms &&
+		(ChangesUrgent || (lazy_since_ms != 0 && now - lazy_since_ms >= LAZY_MS)))
+	{
+		PG_TRY();
+		{
+			write_changes();
+		}
+		PG_CATCH();
+		{
+			(void) recover(context, "writing the journal of commands", NULL);
+			nevents = events_before;
+			forget_temporaries();
+			retry_later();
+		}
+		PG_END_TRY();
+	}
+	settle_replies();
+}
+
+long
+JournalTimeout(void)
+{
+	int64		now = ClockMonotonicMs();
+	int64		due = next_poll_ms;
+
+	if (ChangesUrgent)
+		due = Min(due, retry_ms);
+	else if (lazy_since_ms != 0)
+		due = Min(due, Max(retry_ms, lazy_since_ms + LAZY_MS));
+	if (!dlist_is_empty(&settlements))
+		due = Min(due, now + FLUSH_MS);
+	return (long) Max(0, due - now);
+}
+
+/* ---- housekeeping ---- */
+
+static void
+tidy(void)
+{
+	CatalogScope scope;
+	MemoryContext context = CurrentMemoryContext;
+
+	PG_TRY();
+	{
+		begin(&scope, "tidying the journal of commands");
+		(void) CatalogForgetHistory(Epoch, false);
+		(void) CatalogRemoveCommands(GetCurrentTimestamp() - (int64) hybridiot_command_retention * USECS_PER_SEC,
+									 TIDY_LIMIT);
+		commit(&scope, false);
+	}
+	PG_CATCH();
+	{
+		(void) recover(context, "tidying the journal of commands", NULL);
+	}
+	PG_END_TRY();
+}
+
+void
+JournalTidy(void)
+{
+	int64		now = ClockMonotonicMs();
+
+	if (now >= next_poll_ms)
+	{
+		next_poll_ms = now + POLL_MS;
+		JournalReadQueue();
+	}
+	else if (queue_more && hash_get_num_entries(Commands) < MAX_QUEUED / 2)
+		JournalReadQueue();
+	if (now >= next_tidy_ms)
+	{
+		next_tidy_ms = now + TIDY_MS;
+		tidy();
+	}
+}

@@ -1,0 +1,221 @@
+/*
+ * worker.h
+ *		What the files of the AMQP worker share: connections, links, and the commands
+ *		that are not settled.
+ *
+ * command.c has the loop and the life of a command, connection.c the servers and
+ * what they tell, journal.c every transaction. All of it is one process's memory; the
+ * journal follows it.
+ */
+#ifndef HYBRIDIOT_COMMAND_WORKER_H
+#define HYBRIDIOT_COMMAND_WORKER_H
+
+#include "lib/ilist.h"
+#include "lib/pairingheap.h"
+#include "utils/hsearch.h"
+
+#include "command/reply.h"
+#include "command/state.h"
+#include "core/callslot.h"
+#include "core/connstat.h"
+#include "transport/amqp.h"
+
+#define MAX_ADDRESS 1024		/* bytes of an address, with its NUL */
+
+typedef struct Connection Connection;
+typedef struct Link Link;
+
+/* A command that may still change by itself. */
+typedef struct Command
+{
+	pg_uuid_t	id;				/* key of the hash */
+	MemoryContext context;		/* holds all of it */
+	Connection *connection;		/* NULL: its server is gone */
+	Link	   *link;			/* whose queue it is in, while queued */
+	dlist_node	queue_node;
+	char	   *device;
+	CommandNature nature;
+	int64		reply_within_ms;
+	TimestampTz expires_at;		/* by the clock on the wall */
+	int64		expires_ms;		/* by the one nobody can set */
+	int64		answer_ms;		/* monotonic; while SENDING, SENT or ACCEPTED */
+	TimestampTz answer_by;
+	int64		not_before_ms;	/* monotonic; offered again not earlier */
+	int			offers;
+	int			claim_backoff_ms;
+	bool		claiming;
+	bool		timed;			/* in the heap */
+	int64		timer_ms;		/* its place there */
+	pairingheap_node timer;
+
+	CommandRequest *request;	/* while it may have to be sent; NULL: read at the claim */
+	bool		unwritten;		/* the journal has no row of it yet */
+	CallSlot   *slot;			/* somebody waits for it; NULL: nobody */
+	int			slot_index;
+	CallSlot   *cancel_slot;	/* somebody cancelled it and waits for the word; NULL: nobody */
+
+	CommandResult result;		/* state, and what the journal does not know yet */
+	bool		dirty;			/* is in the list of changes */
+	bool		unclaim;		/* the claim must be given back */
+	bool		temporary;		/* settled long ago, loaded for late evidence; not in the hash */
+	dlist_node	dirty_node;
+} Command;
+
+/* What the hash of commands holds. */
+typedef struct CommandEntry
+{
+	pg_uuid_t	id;
+	Command    *command;
+} CommandEntry;
+
+/* One link of a connection, and the commands that will leave through it. */
+struct Link
+{
+	char		address[MAX_ADDRESS];	/* key of the connection's hash; "": the anonymous terminus */
+	dlist_node	node;			/* in connection->links, least recently used first */
+	Connection *connection;
+	AmqpLink   *amqp;			/* NULL: not open */
+	int64		retry_ms;		/* monotonic: not opened again earlier */
+	int			backoff_ms;
+	dlist_head	queue;			/* commands, in order */
+	int			queued;
+};
+
+struct Connection
+{
+	dlist_node	node;
+	MemoryContext context;
+	Oid			server;
+	char	   *name;
+	char	   *fingerprint;	/* all that the configuration says; another one: connect anew */
+	bool		seen;			/* by the present reload */
+	bool		leaving;		/* configuration changed: closed when nothing is in flight */
+	int64		leave_by_ms;
+	PeerKind	peer;
+	char	   *tenant;
+	char	   *command_address;
+	char	   *link_address;	/* NULL: the anonymous terminus */
+	char	   *reply_address;	/* complete */
+	AmqpConfig	config;
+	AmqpConnection *amqp;		/* NULL: waiting to try again */
+	bool		open;
+	AmqpLink   *reply_link;
+	bool		replies;		/* the reply link is open: commands may leave */
+	int			next_target;
+	int64		retry_ms;
+	int			backoff_ms;
+	HTAB	   *links_by_address;
+	dlist_head	links;
+	int			nlinks;			/* of them open */
+	AmqpCounters past;			/* of connections that are gone: bytes */
+	ConnectionStat stat;
+	bool		stat_dirty;
+	AmqpConnection *waited;		/* what is in the wait-event set of it, */
+	int			wait_position;	/* and where; -1: nothing */
+};
+
+/* Evidence about a command that is not in memory; the journal has to be asked. */
+typedef struct Evidence
+{
+	dlist_node	node;
+	MemoryContext context;
+	bool		is_reply;
+	pg_uuid_t	id;
+	PeerKind	peer;
+	AmqpOutcome outcome;
+	const char *condition;
+	const char *description;
+	Reply		reply;
+} Evidence;
+
+/* A reply to be settled with the peer when its commit is on disk. */
+typedef struct Settlement
+{
+	dlist_node	node;
+	Connection *connection;
+	uint64		token;
+	AmqpOutcome outcome;
+	uint64		round;			/* journal transaction that has to be there first */
+} Settlement;
+
+/* ---- command.c ---- */
+
+extern HTAB *Commands;
+extern pairingheap *Timers;
+extern dlist_head Changes;		/* commands with something to write */
+extern bool ChangesUrgent;
+
+extern Command *CommandFind(const pg_uuid_t *id);
+/* A new one, in the hash unless temporary. */
+extern Command *CommandCreate(const pg_uuid_t *id, const char *device, bool temporary);
+/* Drop from memory; out of all lists. */
+extern void CommandForget(Command *command);
+/* Its next deadline changed. */
+extern void CommandSetTimer(Command *command);
+/* A change of state: note it for the journal. cause may be NULL. */
+extern void CommandChange(Command *command, CommandState state, const char *cause);
+/* Evidence about a command in memory. */
+extern void CommandOutcome(Command *command, AmqpOutcome outcome,
+						   const char *condition, const char *description);
+extern void CommandReply(Command *command, const Reply *reply);
+extern void CommandLost(Command *command, bool transferred);
+extern void CommandSent(Command *command);
+
+/* ---- connection.c ---- */
+
+extern dlist_head Connections;
+
+/* Compare servers with what is connected. False: there is no server (any more). */
+extern bool ConnectionsReload(void);
+extern Connection *ConnectionFind(Oid server);
+/* Connect what should be and can be tried again; drive all; hand their events to command.c. */
+extern void ConnectionsProcess(void);
+extern void ConnectionsPublish(void);
+/* Milliseconds until something here is due. */
+extern long ConnectionsTimeout(void);
+/* Put a queued command into the queue of its link, behind those that are there (or before). */
+extern void ConnectionEnqueue(Command *command, bool first);
+extern void ConnectionDequeue(Command *command);
+/* Is the way open, so that lack of credit is the peer's answer? */
+extern bool ConnectionIsUp(const Command *command);
+/* Commands that can leave now, at most max; they stay in their queues. */
+extern int	ConnectionsSendable(Command **commands, int max);
+/* Hand over a claimed command; false if it cannot leave now (nothing of it was sent). */
+extern bool ConnectionSend(Command *command);
+
+/* ---- journal.c ---- */
+
+/* The beginning of a worker: epoch, no history, what still waits for a reply. */
+extern void JournalStart(void);
+/* Look for new commands in the queue. */
+extern void JournalReadQueue(void);
+/* A call's command: the journal has no row of it yet. */
+extern void JournalAddUnwritten(Command *command);
+/* Claim what can leave and send it; write the commands of calls. */
+extern void JournalClaimAndSend(void);
+/* Write all changes, if they are urgent or old enough; then tell those who wait. */
+extern void JournalWrite(void);
+/* Milliseconds until something here is due. */
+extern long JournalTimeout(void);
+extern void JournalAddEvent(const pg_uuid_t *id, const char *state, const char *cause);
+extern void JournalAddEvidence(Evidence *evidence);
+/* Settle a reply when everything that is known now is written and on disk. */
+extern void JournalSettleLater(Connection *connection, uint64 token, AmqpOutcome outcome);
+extern void JournalForgetConnection(Connection *connection);
+/* This database's reply id for a server, as text; inside a transaction. */
+extern void JournalReplyId(Oid server, char *id);
+/* Is it still queued, though not in memory? Then it is cancelled. */
+extern bool JournalCancel(const pg_uuid_t *id);
+/* Housekeeping: restored rows, retention; does nothing more than every few seconds. */
+extern void JournalTidy(void);
+
+/* ---- calls (command.c) ---- */
+
+/* Tell whoever waits for the command what became of it. */
+extern void CallTell(Command *command, const CommandResult *result);
+/* Whoever waits for the command gets an error instead. */
+extern void CallRefuseCommand(Command *command, int sqlstate, const char *message);
+/* A call for a command that the journal knows already (idempotency key). */
+extern void CallTellKnown(Command *command, const pg_uuid_t *known, bool same);
+
+#endif							/* HYBRIDIOT_COMMAND_WORKER_H */

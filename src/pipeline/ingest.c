@@ -45,42 +45,50 @@ static int	backoff_ms = 0;		/* of this worker; a commit resets it */
 
 /* ---- units of work ---- */
 
+/*
+ * A transaction in a worker. In a session all is one transaction, the caller's; a
+ * unit that must be undone by itself is a subtransaction there, and who begins one
+ * has to end it on errors, too.
+ */
 typedef struct Unit
 {
+	bool		subtransaction;
 	MemoryContext context;
 	ResourceOwner owner;
 } Unit;
 
 static void
-unit_begin(Pipeline *pipeline, Unit *unit)
+unit_begin(Pipeline *pipeline, Unit *unit, bool undoable)
 {
 	unit->context = CurrentMemoryContext;
 	unit->owner = CurrentResourceOwner;
-	if (pipeline->in_session)
+	unit->subtransaction = pipeline->in_session && undoable;
+	if (!pipeline->in_session)
+		WorkerBegin(pipeline->def->name);
+	else if (unit->subtransaction)
 	{
 		BeginInternalSubTransaction(NULL);
 		MemoryContextSwitchTo(unit->context);
 	}
-	else
-		WorkerBegin(pipeline->def->name);
 }
 
 static void
 unit_commit(Pipeline *pipeline, Unit *unit)
 {
-	if (pipeline->in_session)
-	{
-		ReleaseCurrentSubTransaction();
-		CurrentResourceOwner = unit->owner;
-	}
-	else
+	if (!pipeline->in_session)
 	{
 		WorkerCommit();
 		backoff_ms = 0;
 	}
+	else if (unit->subtransaction)
+	{
+		ReleaseCurrentSubTransaction();
+		CurrentResourceOwner = unit->owner;
+	}
 	MemoryContextSwitchTo(unit->context);
 }
 
+/* Only for undoable ones. */
 static void
 unit_abort(Pipeline *pipeline, Unit *unit)
 {
@@ -140,7 +148,7 @@ apply_batch(Pipeline *pipeline)
 		uint64		rows = 0;
 		int			last;
 
-		unit_begin(pipeline, &unit);
+		unit_begin(pipeline, &unit, false);
 		last = ApplyBatch(pipeline, first, &rows);
 		unit_commit(pipeline, &unit);
 		PipelinePositionsStored(pipeline);
@@ -156,7 +164,7 @@ store_positions(Pipeline *pipeline)
 {
 	Unit		unit;
 
-	unit_begin(pipeline, &unit);
+	unit_begin(pipeline, &unit, false);
 	PipelineWritePositions(pipeline);
 	unit_commit(pipeline, &unit);
 	PipelinePositionsStored(pipeline);
@@ -175,7 +183,7 @@ checkpoint(Pipeline *pipeline)
 		Unit		unit;
 		uint64		rows = 0;
 
-		unit_begin(pipeline, &unit);
+		unit_begin(pipeline, &unit, false);
 		more = RollupCheckpoint(pipeline, now, &rows);
 		PipelineWritePositions(pipeline);
 		if (rows > 0)
@@ -233,7 +241,7 @@ narrow_down(Pipeline *pipeline, ErrorData *error)
 
 	RollupClose(pipeline->rollup);
 	pipeline->rollup = NULL;
-	unit_begin(pipeline, &unit);
+	unit_begin(pipeline, &unit, false);
 	PipelineRewind(pipeline);
 	pipeline->rollup = RollupOpen(pipeline);
 	unit_commit(pipeline, &unit);
@@ -247,9 +255,9 @@ advance(Pipeline *pipeline)
 	MemoryContext context = CurrentMemoryContext;
 	ErrorData  *volatile error = NULL;
 	Unit		unit;
-	int			dead;
+	volatile int dead = 0;
 
-	unit_begin(pipeline, &unit);
+	unit_begin(pipeline, &unit, true);
 	PG_TRY();
 	{
 		BatchDecode(batch, 0, PipelineNow(pipeline));
@@ -257,6 +265,7 @@ advance(Pipeline *pipeline)
 		batch->first = 0;
 		batch->last = batch->nrecords;
 		RollupAdvance(pipeline, batch);
+		dead = PipelineCountDeadRecords(pipeline, 0, batch->nrecords);
 	}
 	PG_CATCH();
 	{
@@ -272,12 +281,11 @@ advance(Pipeline *pipeline)
 		ErrorClass	class = ErrorClassify(error->sqlerrcode);
 
 		if (class == ERROR_TRY_AGAIN || class == ERROR_STOP)
-			ThrowErrorData(error);
+			ReThrowError(error);
 		narrow_down(pipeline, error);
 		return false;
 	}
 
-	dead = PipelineCountDeadRecords(pipeline, 0, batch->nrecords);
 	unit_commit(pipeline, &unit);
 	PipelineAdvancePositions(pipeline, 0, batch->nrecords);
 	pipeline->since_checkpoint += batch->nrecords;
@@ -439,8 +447,9 @@ take_batch(Pipeline *pipeline)
 	{
 		TimestampTz now = PipelineNow(pipeline);
 
-		if ((now - pipeline->checkpoint_at >= options->checkpoint_us || pipeline->checkpoint_at > now) &&
-			RollupCheckpointDue(pipeline, now))
+		if (RollupCheckpointUrgent(pipeline) ||
+			((now - pipeline->checkpoint_at >= options->checkpoint_us || pipeline->checkpoint_at > now) &&
+			 RollupCheckpointDue(pipeline, now)))
 			checkpoint(pipeline);
 	}
 }
@@ -694,6 +703,8 @@ run_to_end(Pipeline *pipeline, int64 max_records)
 				finished = false;
 				continue;
 			}
+			else if (RollupCheckpointUrgent(pipeline))
+				checkpoint(pipeline);
 			total += records;
 			since = ClockMonotonicMs();
 		}
@@ -705,6 +716,37 @@ run_to_end(Pipeline *pipeline, int64 max_records)
 	PipelineAdvancePositions(pipeline, 0, 0);
 	if (positions_changed(pipeline))
 		store_positions(pipeline);
+	return total;
+}
+
+/* An error leaves the units of work that it breaks off rolled back: the rest is the caller's transaction. */
+static int64
+run_in_units(Pipeline *pipeline, int64 max_records)
+{
+	int			level = GetCurrentTransactionNestLevel();
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	int64		total = 0;
+
+	PG_TRY();
+	{
+		PipelineConnect(pipeline);
+		total = run_to_end(pipeline, max_records);
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		while (GetCurrentTransactionNestLevel() > level)
+			RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = owner;
+		ReThrowError(error);
+	}
+	PG_END_TRY();
 	return total;
 }
 
@@ -802,8 +844,7 @@ PipelineRunInSession(const PipelineDefinition *def, int64 max_records, Timestamp
 			error_context_stack = &callback;
 			pipeline->has_clock = wall_clock != DT_NOBEGIN;
 			pipeline->clock = wall_clock;
-			PipelineConnect(pipeline);
-			total = run_to_end(pipeline, max_records);
+			total = run_in_units(pipeline, max_records);
 			error_context_stack = callback.previous;
 		}
 	}

@@ -104,16 +104,6 @@ RollupCheck(Statement *statement, const PipelineOptions *options, Oid owner)
 	RollupPlan *plan;
 	int			nestlevel;
 
-	if (options->keep_closed_us != 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("keep_closed is not supported yet"),
-				 errhint("Leave it at '0'; windows are closed for good.")));
-	if (options->workers > 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("a windowed pipeline has one worker"),
-				 errhint("Leave workers at 1.")));
 	if (OptionBool(GetForeignTable(statement->stream)->options, "compacted", false))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),

@@ -67,7 +67,9 @@ SELECT hybridiot.create_pipeline('wrong', $$
 	INSERT INTO checked SELECT hybridiot.tumble(ts, '10 s'), device, count(*), 1 / min(temp) FROM s GROUP BY 1, 2 $$, enabled => false);
 SELECT put(1), put(11);
 ALTER TABLE checked RENAME COLUMN ratio TO proportion;
+\set VERBOSITY terse
 SELECT run('wrong');
+\set VERBOSITY default
 ALTER TABLE checked RENAME COLUMN proportion TO ratio;
 SELECT run('wrong');
 SELECT sec(during), device, n, ratio FROM checked;

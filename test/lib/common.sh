@@ -20,7 +20,7 @@ artemis_version=2.55.0
 kafka_jars=$HYBRIDIOT_CACHE/kafka-$kafka_version
 artemis_jars=$HYBRIDIOT_CACHE/artemis-$artemis_version
 
-# Broken tools must not hide behind a python of the user's: Debian's modules are for Debian's.
+# Debian's modules are seen by Debian's own python alone.
 python=/usr/bin/python3
 
 die() {
@@ -32,19 +32,19 @@ as_root() {
 	if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
 }
 
-# PostgreSQL's programs refuse root.
+# PostgreSQL's programs refuse root. HOME must be one that postgres can read.
 as_postgres() {
-	if [ "$(id -u)" = 0 ]; then runuser -u postgres -- "$@"; else "$@"; fi
+	if [ "$(id -u)" = 0 ]; then HOME=/var/lib/postgresql runuser -u postgres -- "$@"; else "$@"; fi
 }
 
-# copy_tree DIR: the sources as they stand, committed or not, without what was built from them.
+# copy_tree FROM TO: the sources as they stand, committed or not, without what was built from them.
 copy_tree() {
-	mkdir -p "$1"
-	tar -C "$root" -cf - --exclude=./.git --exclude=./results --exclude=node_modules --exclude=tmp_check \
-		--exclude='*.o' --exclude='*.so' --exclude='./hybridiot--*.sql' . | tar -C "$1" -xf -
+	mkdir -p "$2"
+	tar -C "$1" -cf - --exclude=./.git --exclude=./results --exclude=node_modules --exclude=tmp_check \
+		--exclude='*.o' --exclude='*.so' --exclude='./hybridiot--*.sql' . | tar -C "$2" -xf -
 }
 
-# One line for each file that npm's result depends on.
+# What npm installs depends on these two files alone.
 fleet_modules() {
 	echo "$HYBRIDIOT_CACHE/fleet-$(cat "$root"/test/fleet/package*.json | sha256sum | cut -c1-12)"
 }

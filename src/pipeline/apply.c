@@ -321,7 +321,7 @@ ApplyBatch(Pipeline *pipeline, int first, uint64 *rows)
 			ErrorClass	class = ErrorClassify(error->sqlerrcode);
 
 			if (class == ERROR_TRY_AGAIN || class == ERROR_STOP)
-				ThrowErrorData(error);
+				PipelineRethrow(error);
 			pos = after_failure(pipeline, &search, pos, end, last, error);
 		}
 	}

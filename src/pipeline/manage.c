@@ -252,7 +252,12 @@ hybridiot_alter_pipeline(PG_FUNCTION_ARGS)
 	{
 		Oid			owner = PG_GETARG_OID(ARG_OWNER);
 
-		check_is_member_of_role(GetUserId(), owner);
+		if (!is_member_of_role(GetUserId(), owner))
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("permission denied to give pipeline \"%s\" to role \"%s\"",
+							def->name, GetUserNameFromId(owner, false)),
+					 errhint("One must be a member of the new owner.")));
 		if (superuser_arg(owner) && !superuser())
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),

@@ -616,3 +616,12 @@ PipelineNotify(Pipeline *pipeline)
 	if (pipeline->def->options.notify)
 		Async_Notify(pipeline->def->options.notify, pipeline->def->name);
 }
+
+void
+PipelineRethrow(ErrorData *error)
+{
+	/* Whoever catches it puts the stack back. */
+	error_context_stack = NULL;
+	ThrowErrorData(error);
+	pg_unreachable();
+}

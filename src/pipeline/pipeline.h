@@ -106,6 +106,9 @@ extern int	PipelineWriteDeadRecords(Pipeline *pipeline, int first, int last);
 extern int	PipelineCountDeadRecords(Pipeline *pipeline, int first, int last);
 extern void PipelineNotify(Pipeline *pipeline);
 
+/* Throw a caught error on, without telling its context twice. Needs an outer PG_TRY or the session's main loop. */
+extern void PipelineRethrow(ErrorData *error);
+
 /* ---- apply.c ---- */
 
 /*

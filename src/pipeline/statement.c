@@ -221,16 +221,40 @@ qualified_text(Query *query)
 	return text;
 }
 
+/* Places in messages are places in the statement, not in the query that calls us. */
+static void
+statement_context(void *arg)
+{
+	int			position = geterrposition();
+
+	if (position > 0)
+	{
+		errposition(0);
+		internalerrposition(position);
+		internalerrquery(arg);
+	}
+}
+
 static Query *
 analyze(const char *text)
 {
-	List	   *parsed = pg_parse_query(text);
+	ErrorContextCallback callback = {
+		.previous = error_context_stack,
+		.callback = statement_context,
+		.arg = unconstify(char *, text)
+	};
+	List	   *parsed;
+	Query	   *query;
 
+	error_context_stack = &callback;
+	parsed = pg_parse_query(text);
 	if (list_length(parsed) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_SYNTAX_ERROR),
 				 errmsg("a pipeline has exactly one statement, not %d", list_length(parsed))));
-	return parse_analyze_fixedparams(linitial_node(RawStmt, parsed), text, NULL, 0, NULL);
+	query = parse_analyze_fixedparams(linitial_node(RawStmt, parsed), text, NULL, 0, NULL);
+	error_context_stack = callback.previous;
+	return query;
 }
 
 static Statement *

@@ -60,6 +60,13 @@ extern DeadLetter *RollupAddLetter(Rollup *rollup, DeadReason reason);
 /* SPI's text of a saved plan's statement, by whose address its scans are known. */
 extern const char *RollupPlanText(SPIPlanPtr plan);
 
+/* ---- rollup_checkpoint.c ---- */
+
+/* The windows that are open. */
+extern WindowSpan RollupSpan(const Rollup *rollup);
+/* The watermark as it would be at this clock. */
+extern TimestampTz RollupWatermark(Pipeline *pipeline, TimestampTz now);
+
 /* ---- rollup_emit.c ---- */
 
 /* What became of a group whose row was to be written. */

@@ -2,9 +2,9 @@
  * command.c
  *		The AMQP worker: its loop, calls, timers, and the life of a command in memory.
  *
- * One turn of the loop: take calls and new commands, claim what can leave (one
- * transaction, flushed), hand it to the network, take what the network tells,
- * write that down (one transaction), tell those who wait. State in memory may be
+ * One turn of the loop: take what the network tells, take calls and new commands,
+ * claim what can leave (one transaction, flushed), hand it to the network, write down
+ * what has changed (one transaction), tell those who wait. State in memory may be
  * ahead of the journal, never behind it: what the journal could not take (a lock, a full disk)
  * stays in the list of changes and is tried again, while the network goes on.
  *
@@ -571,15 +571,17 @@ CommandWorkerMain(Datum main_arg)
 		WorkerCheck();
 		if (WorkerReloadRequested() && !ConnectionsReload())
 			proc_exit(0);
+		ConnectionsProcess();
 		take_calls();
 		if (pg_atomic_read_u32(&MyWorkerSlot->wake) != 0 &&
 			pg_atomic_exchange_u32(&MyWorkerSlot->wake, 0) != 0)
 			JournalReadQueue();
 		JournalClaimAndSend();
-		ConnectionsProcess();
+		ConnectionsFlush();
 		run_timers();
 		JournalWrite();
 		JournalTidy();
+		ConnectionsFlush();
 		ConnectionsPublish();
 		wait_for_work();
 	}

@@ -37,6 +37,8 @@
 #define MAX_OPEN_LINKS 1000
 /* How long what is in flight may take before a changed configuration is put into force. */
 #define LEAVE_MS 5000
+/* How often a link is tried again for which there was no room. */
+#define LINK_RETRY_MS 100
 #define PUBLISH_MS 200
 
 dlist_head	Connections = DLIST_STATIC_INIT(Connections);
@@ -348,41 +350,6 @@ link_for(Connection *c, const char *device)
 	return link;
 }
 
-void
-ConnectionEnqueue(Command *command, bool first)
-{
-	Link	   *link;
-
-	if (command->connection == NULL)
-		return;
-	Assert(command->link == NULL);
-	link = link_for(command->connection, command->device);
-	if (link == NULL)
-		return;					/* it will expire */
-	if (first)
-		dlist_push_head(&link->queue, &command->queue_node);
-	else
-		dlist_push_tail(&link->queue, &command->queue_node);
-	link->queued++;
-	command->link = link;
-}
-
-void
-ConnectionDequeue(Command *command)
-{
-	if (command->link == NULL)
-		return;
-	dlist_delete(&command->queue_node);
-	command->link->queued--;
-	command->link = NULL;
-}
-
-bool
-ConnectionIsUp(const Command *command)
-{
-	return command->link && command->link->amqp && AmqpLinkIsOpen(command->link->amqp);
-}
-
 /* Too many links: close one that nothing needs. False if all are needed. */
 static bool
 make_room(Connection *c)
@@ -404,6 +371,56 @@ make_room(Connection *c)
 	return false;
 }
 
+/* Open it if that makes sense now. */
+static void
+open_link(Link *link, int64 now)
+{
+	Connection *c = link->connection;
+
+	if (link->amqp || !c->replies || c->leaving || link->retry_ms > now || !make_room(c))
+		return;
+	link->amqp = AmqpOpenSender(c->amqp, link->address[0] ? link->address : NULL,
+								c->peer == PEER_BROKER);
+	AmqpLinkSetOwner(link->amqp, link);
+	c->nlinks++;
+}
+
+void
+ConnectionEnqueue(Command *command, bool first)
+{
+	Link	   *link;
+
+	if (command->connection == NULL)
+		return;
+	Assert(command->link == NULL);
+	link = link_for(command->connection, command->device);
+	if (link == NULL)
+		return;					/* it will expire */
+	if (first)
+		dlist_push_head(&link->queue, &command->queue_node);
+	else
+		dlist_push_tail(&link->queue, &command->queue_node);
+	link->queued++;
+	command->link = link;
+	open_link(link, ClockMonotonicMs());
+}
+
+void
+ConnectionDequeue(Command *command)
+{
+	if (command->link == NULL)
+		return;
+	dlist_delete(&command->queue_node);
+	command->link->queued--;
+	command->link = NULL;
+}
+
+bool
+ConnectionIsUp(const Command *command)
+{
+	return command->link && command->link->amqp && AmqpLinkIsOpen(command->link->amqp);
+}
+
 /* Links that are neither open nor needed would pile up with the devices. */
 static void
 drop_link(Link *link)
@@ -419,6 +436,7 @@ open_needed_links(Connection *c, int64 now)
 {
 	dlist_mutable_iter iter;
 
+	c->next_link_ms = PG_INT64_MAX;
 	dlist_foreach_modify(iter, &c->links)
 	{
 		Link	   *link = dlist_container(Link, node, iter.cur);
@@ -426,14 +444,14 @@ open_needed_links(Connection *c, int64 now)
 		if (link->amqp != NULL)
 			continue;
 		if (link->queued == 0 && link->retry_ms <= now)
-			drop_link(link);
-		else if (link->queued > 0 && link->retry_ms <= now && make_room(c))
 		{
-			link->amqp = AmqpOpenSender(c->amqp, link->address[0] ? link->address : NULL,
-										c->peer == PEER_BROKER);
-			AmqpLinkSetOwner(link->amqp, link);
-			c->nlinks++;
+			drop_link(link);
+			continue;
 		}
+		if (link->queued > 0)
+			open_link(link, now);
+		if (link->amqp == NULL)
+			c->next_link_ms = Min(c->next_link_ms, Max(link->retry_ms, now + LINK_RETRY_MS));
 	}
 }
 
@@ -957,6 +975,20 @@ ConnectionsProcess(void)
 }
 
 void
+ConnectionsFlush(void)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &Connections)
+	{
+		Connection *c = dlist_container(Connection, node, iter.cur);
+
+		if (c->amqp)
+			AmqpFlush(c->amqp);
+	}
+}
+
+void
 ConnectionsPublish(void)
 {
 	int64		now = ClockMonotonicMs();
@@ -1004,6 +1036,8 @@ ConnectionsTimeout(void)
 			timeout = Min(timeout, AmqpTimeout(c->amqp));
 		else
 			timeout = Min(timeout, (long) Max(0, c->retry_ms - now));
+		if (c->replies && c->next_link_ms < PG_INT64_MAX)
+			timeout = Min(timeout, (long) Max(0, c->next_link_ms - now));
 		if (c->leaving)
 			timeout = Min(timeout, 50);
 	}

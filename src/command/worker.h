@@ -107,6 +107,7 @@ struct Connection
 	HTAB	   *links_by_address;
 	dlist_head	links;
 	int			nlinks;			/* of them open */
+	int64		next_link_ms;	/* monotonic; a closed one that is needed is tried then */
 	AmqpCounters past;			/* of connections that are gone: bytes */
 	ConnectionStat stat;
 	bool		stat_dirty;
@@ -171,6 +172,8 @@ extern Connection *ConnectionFind(Oid server);
 /* Connect what should be and can be tried again; drive all; hand their events to command.c. */
 extern void ConnectionsProcess(void);
 extern void ConnectionsPublish(void);
+/* Before waiting: nothing that was asked of a connection stays behind. */
+extern void ConnectionsFlush(void);
 /* Milliseconds until something here is due. */
 extern long ConnectionsTimeout(void);
 /* Put a queued command into the queue of its link, behind those that are there (or before). */

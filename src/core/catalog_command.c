@@ -536,7 +536,7 @@ CatalogInsertEvents(const CommandEvent *events, int n)
 {
 	static CatalogQuery query = {
 		.sql = "INSERT INTO hybridiot.command_event (command_id, at, state, cause)"
-		" SELECT * FROM pg_catalog.unnest($1, $2, $3, $4)",
+		" SELECT * FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4))",
 		.nargs = 4,.argtypes = {UUIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID, TEXTARRAYOID}
 	};
 	Datum	   *ids = palloc(sizeof(Datum) * n);

@@ -798,6 +798,18 @@ AmqpProcess(AmqpConnection *c)
 	MemoryContextSwitchTo(old);
 }
 
+void
+AmqpFlush(AmqpConnection *c)
+{
+	MemoryContext old;
+
+	if (!c->driving || c->closed)
+		return;
+	old = MemoryContextSwitchTo(c->context);
+	write_out(c);
+	MemoryContextSwitchTo(old);
+}
+
 bool
 AmqpNextEvent(AmqpConnection *c, AmqpEvent *event)
 {

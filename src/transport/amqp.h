@@ -96,6 +96,8 @@ extern uint32 AmqpEvents(const AmqpConnection *connection); /* WL_SOCKET_* */
 extern long AmqpTimeout(const AmqpConnection *connection);
 /* Read and write what can be; collects events. */
 extern void AmqpProcess(AmqpConnection *connection);
+/* Write what was asked for since; before waiting. May collect events (AmqpTimeout() is 0 then). */
+extern void AmqpFlush(AmqpConnection *connection);
 /* Take the next event; false when there is none. */
 extern bool AmqpNextEvent(AmqpConnection *connection, AmqpEvent *event);
 
@@ -120,7 +122,7 @@ extern int	AmqpLinkInFlight(const AmqpLink *link);
  * take what was handed over before (a command that waits here may still expire or be cancelled).
  */
 extern int	AmqpSendable(const AmqpConnection *connection, const AmqpLink *link);
-/* Hand over one message; only while AmqpSendable() > 0. Bytes leave at the latest in AmqpProcess(). */
+/* Hand over one message; only while AmqpSendable() > 0. Bytes leave at the latest in AmqpFlush(). */
 extern void AmqpSend(AmqpConnection *connection, AmqpLink *link,
 					 const unsigned char *tag, const char *bytes, size_t len);
 

@@ -19,6 +19,7 @@
 #include "miscadmin.h"
 #include "storage/itemptr.h"
 #include "tcop/dest.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"

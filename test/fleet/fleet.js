@@ -194,7 +194,8 @@ class Fleet {
 
 	/* One control command; what it returns is sent back with "ok". */
 	async control(c) {
-		const [verb] = Object.keys(c);
+		/* Members of a JSON object have no order. */
+		const verb = Object.keys(c).find((key) => key !== 'with' && key !== 'as');
 
 		switch (verb) {
 		case 'online': return this.set_online(c.online, true);

@@ -144,7 +144,7 @@ for my $second (0 .. 29)
 	for my $device (1 .. 3)
 	{
 		my $temp = $device == 2 && $second == 5 ? 85 : 20 + $device + $second / 10;
-		push @records, { key => "press-$device", headers => { site => "s$device" },
+		push @records, { key => "press-$device", partition => $device % 2, headers => { site => "s$device" },
 			value => sprintf('{"device": "press-%d", "ts": "2026-01-01T00:00:%02dZ", "sensor": {"temp": %s}}', $device, $second, $temp) };
 	}
 }

@@ -205,23 +205,3 @@ CatalogDeleteGroups(int32 pipeline, const int64 *ids, int n)
 	CatalogExecute(&query, values, NULL, 0);
 	CatalogLeave(&scope);
 }
-
-void
-CatalogDeleteWindows(int32 pipeline)
-{
-	static CatalogQuery groups = {
-		.sql = "DELETE FROM hybridiot.window_group WHERE pipeline = $1",
-		.nargs = 1,.argtypes = {INT4OID}
-	};
-	static CatalogQuery layout = {
-		.sql = "DELETE FROM hybridiot.window_layout WHERE pipeline = $1",
-		.nargs = 1,.argtypes = {INT4OID}
-	};
-	CatalogScope scope;
-	Datum		values[] = {Int32GetDatum(pipeline)};
-
-	CatalogEnter(&scope);
-	CatalogExecute(&groups, values, NULL, 0);
-	CatalogExecute(&layout, values, NULL, 0);
-	CatalogLeave(&scope);
-}

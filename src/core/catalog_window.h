@@ -30,7 +30,5 @@ extern WindowGroupRow *CatalogReadGroups(int32 pipeline, int64 behind, int limit
 /* Insert or replace. */
 extern void CatalogWriteGroups(int32 pipeline, const WindowGroupRow *rows, int n);
 extern void CatalogDeleteGroups(int32 pipeline, const int64 *ids, int n);
-/* Everything a windowed pipeline has stored but its progress: before it starts anew. */
-extern void CatalogDeleteWindows(int32 pipeline);
 
 #endif							/* HYBRIDIOT_CATALOG_WINDOW_H */

@@ -220,6 +220,23 @@ SlotSetState(WorkerSlot *slot, WorkerState state, const char *reason)
 }
 
 void
+SlotForgetBackoff(WorkerKind kind, Oid database, int32 object)
+{
+	WorkerSlot *slot;
+
+	if (Shared == NULL)
+		return;
+	LWLockAcquire(Shared->lock, LW_EXCLUSIVE);
+	slot = SlotFind(kind, database, object);
+	if (slot)
+	{
+		slot->backoff_ms = 0;
+		slot->not_before = 0;
+	}
+	LWLockRelease(Shared->lock);
+}
+
+void
 SlotSetError(WorkerSlot *slot, const char *message)
 {
 	TimestampTz now = GetCurrentTimestamp();

@@ -116,6 +116,8 @@ extern void SlotFreeDatabase(Oid database);
 /* Give a slot back. Caller holds the lock exclusively. */
 extern void SlotFree(WorkerSlot *slot);
 extern void SlotSetState(WorkerSlot *slot, WorkerState state, const char *reason);
+/* Let its worker start again at once, if there is such a slot: somebody did something about it. */
+extern void SlotForgetBackoff(WorkerKind kind, Oid database, int32 object);
 extern void SlotSetError(WorkerSlot *slot, const char *message);
 /* Set the latch of whoever is in the slot, after setting the flag. */
 extern void SlotWake(WorkerSlot *slot, pg_atomic_uint32 *flag);

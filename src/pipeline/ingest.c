@@ -22,6 +22,7 @@
 #include "storage/proc.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/timestamp.h"
@@ -35,6 +36,7 @@
 #define BACKOFF_FIRST_MS 1000
 #define BACKOFF_MAX_MS 60000
 #define LONGEST_NAP_MS 10000
+#define TROUBLED_NAP_MS 1000	/* while brokers are away: they are asked from time to time */
 #define TABLE_NAP_MS 250		/* a table cannot tell that it grew */
 #define SESSION_PATIENCE_MS 30000	/* until a session gives up on the brokers */
 #define RELEASE_PATIENCE_MS 5000	/* until a paused worker must have left */
@@ -397,6 +399,8 @@ idle_work(Pipeline *pipeline, Loop *loop)
 		store_positions(pipeline);
 	if (SourceFd(pipeline->source) < 0)
 		nap = Min(nap, TABLE_NAP_MS);
+	if (loop->troubled)
+		nap = Min(nap, TROUBLED_NAP_MS);
 	return nap;
 }
 
@@ -625,6 +629,9 @@ PipelineWorkerMain(Datum main_arg)
 	MemoryContext context;
 
 	WorkerAttach(main_arg);
+
+	/* Rows and position are lost together, and Kafka has the records: no need to wait for the disk. */
+	SetConfigOption("synchronous_commit", "off", PGC_USERSET, PGC_S_SESSION);
 	context = AllocSetContextCreate(TopMemoryContext, "hybridiot worker", ALLOCSET_DEFAULT_SIZES);
 	do
 	{

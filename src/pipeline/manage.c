@@ -281,6 +281,7 @@ hybridiot_alter_pipeline(PG_FUNCTION_ARGS)
 	take_statement(def, statement);
 
 	CatalogUpdatePipeline(def);
+	SlotForgetBackoff(WORKER_PIPELINE, MyDatabaseId, def->id);
 	if (restarted)
 		CatalogForgetProgress(def->id);
 	WakeAtCommit(WAKE_RELOAD);
@@ -321,7 +322,10 @@ PG_FUNCTION_INFO_V1(hybridiot_resume_pipeline);
 Datum
 hybridiot_resume_pipeline(PG_FUNCTION_ARGS)
 {
-	CatalogSetEnabled(find_pipeline(fcinfo)->id, true);
+	PipelineDefinition *def = find_pipeline(fcinfo);
+
+	CatalogSetEnabled(def->id, true);
+	SlotForgetBackoff(WORKER_PIPELINE, MyDatabaseId, def->id);
 	WakeAtCommit(WAKE_RELOAD);
 	PG_RETURN_VOID();
 }

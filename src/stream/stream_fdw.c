@@ -518,10 +518,11 @@ begin_scan(ForeignScanState *node, int eflags)
 	ForeignScan *plan = (ForeignScan *) node->ss.ps.plan;
 	EState	   *estate = node->ss.ps.state;
 	Oid			relid = RelationGetRelid(node->ss.ss_currentRelation);
+	const char *wrapper = StreamWrapper(relid);
 	StreamScan *scan;
 	Oid			userid;
 
-	if (strcmp(StreamWrapper(relid), KAFKA_WRAPPER) != 0)
+	if (wrapper == NULL || strcmp(wrapper, KAFKA_WRAPPER) != 0)
 		(void) StreamOpen(relid, GetUserId());	/* says why not */
 
 	scan = palloc0(sizeof(StreamScan));
@@ -529,7 +530,9 @@ begin_scan(ForeignScanState *node, int eflags)
 	scan->bounds = linitial(plan->fdw_private);
 	scan->payload = boolVal(lsecond(plan->fdw_private));
 	scan->values = ExecInitExprList(plan->fdw_exprs, (PlanState *) node);
-	if (eflags & EXEC_FLAG_EXPLAIN_ONLY)
+
+	/* A row that is checked again (EvalPlanQual) brings its own tuple: nothing is scanned. */
+	if ((eflags & EXEC_FLAG_EXPLAIN_ONLY) || estate->es_epq_active != NULL)
 		return;
 
 	if (InPipeline)

@@ -452,7 +452,8 @@ KafkaOffsetForTime(KafkaConsumer *consumer, const char *topic, int32 partition, 
 	rd_kafka_resp_err_t err;
 	int64		low;
 
-	rd_kafka_topic_partition_list_add(list, topic, partition)->offset = when_ms;
+	rd_kafka_topic_partition_list_add(list, topic, partition)->offset =
+		Max(when_ms, 0);		/* below, -1 and -2 have meanings of their own */
 	err = rd_kafka_offsets_for_times(consumer->handle, list, timeout_ms);
 	if (err == RD_KAFKA_RESP_ERR_NO_ERROR)
 		err = list->elems[0].err;

@@ -222,14 +222,16 @@ sub kill_worker
 	return $pid;
 }
 
-# SIGKILL of the postmaster, and a new start when all its children have left, which they do on their own.
+# SIGKILL of the postmaster, and a new start when all its children have left, which they do on their own;
+# but for one that was stopped, which gets a signal when the postmaster is gone: kill_postmaster($node, 'CONT', $pid).
 sub kill_postmaster
 {
-	my $node = shift;
+	my ($node, $signal, $stopped) = @_;
 	my ($pid) = split /\n/, slurp_file($node->data_dir . '/postmaster.pid');
 	my @children = split ' ', _children($pid);
 	my $until = time + $PostgreSQL::Test::Utils::timeout_default;
 	kill 'KILL', $pid;
+	kill $signal, $stopped if $stopped;
 	for my $child (@children)
 	{
 		while (_lives($child))

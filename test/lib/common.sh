@@ -49,6 +49,9 @@ fleet_modules() {
 	echo "$HYBRIDIOT_CACHE/fleet-$(cat "$root"/test/fleet/package*.json | sha256sum | cut -c1-12)"
 }
 
+# How pg_regress is run on every version.
+regress_options='--temp-instance=tmp_check --temp-config=test/regress.conf --encoding=UTF8 --no-locale'
+
 # count_regress LOG: "PASSED FAILED" of pg_regress's output, which is TAP from PostgreSQL 17 on.
 count_regress() {
 	awk '/^ok [0-9]/ || /^(test|    ) .* ok +[0-9]+ ms/ { passed++ }

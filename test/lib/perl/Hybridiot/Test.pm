@@ -232,7 +232,7 @@ sub kill_postmaster
 	my $until = time + $PostgreSQL::Test::Utils::timeout_default;
 	kill 'KILL', $pid;
 	kill $signal, $stopped if $stopped;
-	for my $child (@children)
+	for my $child ($pid, @children)
 	{
 		while (_lives($child))
 		{
@@ -240,6 +240,10 @@ sub kill_postmaster
 			sleep 0.02;
 		}
 	}
+	# A new postmaster takes one that init has not waited for yet for alive.
+	sleep 0.02 while -e "/proc/$pid" && time < $until;
+	# Until somebody has waited for the dead postmaster, its number looks alive to the next one.
+	unlink $node->data_dir . '/postmaster.pid';
 	$node->{_pid} = undef;
 	$node->start;
 	return;

@@ -17,6 +17,7 @@
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "utils/fmgrprotos.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/numeric.h"
 #include "utils/timestamp.h"
@@ -920,6 +921,11 @@ ConnectionsReload(void)
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "hybridiot reload",
 												  ALLOCSET_SMALL_SIZES);
 
+	/*
+	 * We are woken by the commit that changed something, a moment before its invalidation
+	 * messages come; what the caches hold may be what was.
+	 */
+	InvalidateSystemCaches();
 	WorkerBegin("reading the list of AMQP servers");
 	CatalogEnter(&scope);
 	n = CatalogServers(AMQP_WRAPPER, &servers, context);

@@ -411,6 +411,29 @@ take_cancel(CallSlot *slot, const pg_uuid_t *id)
 	CallReply(slot, 0, cancelled ? "cancelled" : "too_late", strlen(cancelled ? "cancelled" : "too_late"));
 }
 
+/* Callers that have left: their commands go on, their slots are free for others. */
+static void
+drop_abandoned(void)
+{
+	CallSlot   *slot;
+
+	while ((slot = CallAbandoned()) != NULL)
+	{
+		HASH_SEQ_STATUS all;
+		CommandEntry *entry;
+
+		hash_seq_init(&all, Commands);
+		while ((entry = hash_seq_search(&all)) != NULL)
+		{
+			if (entry->command->slot == slot)
+				entry->command->slot = NULL;
+			if (entry->command->cancel_slot == slot)
+				entry->command->cancel_slot = NULL;
+		}
+		CallDrop(slot);
+	}
+}
+
 static void
 take_calls(void)
 {
@@ -572,6 +595,7 @@ CommandWorkerMain(Datum main_arg)
 		if (WorkerReloadRequested() && !ConnectionsReload())
 			proc_exit(0);
 		ConnectionsProcess();
+		drop_abandoned();
 		take_calls();
 		if (pg_atomic_read_u32(&MyWorkerSlot->wake) != 0 &&
 			pg_atomic_exchange_u32(&MyWorkerSlot->wake, 0) != 0)

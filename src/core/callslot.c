@@ -153,6 +153,15 @@ free_slot(CallSlot *slot)
 	SpinLockRelease(&slot->mutex);
 }
 
+static void
+wake_worker(void)
+{
+	WorkerSlot *worker = SlotFind(WORKER_AMQP, MyDatabaseId, 0);
+
+	if (worker)
+		SlotWake(worker, NULL);
+}
+
 /* ---- the caller's side ---- */
 
 void
@@ -170,6 +179,8 @@ CallEnd(CallSlot *slot)
 	my_call = NULL;
 	if (mine)
 		free_slot(slot);
+	else
+		wake_worker();
 }
 
 static void
@@ -277,12 +288,7 @@ CallBegin(CallKind kind, Oid role, const char *request, Size len, int n)
 	SpinLockAcquire(&slot->mutex);
 	slot->state = CALL_REQUESTED;
 	SpinLockRelease(&slot->mutex);
-	{
-		WorkerSlot *worker = SlotFind(WORKER_AMQP, MyDatabaseId, 0);
-
-		if (worker)
-			SlotWake(worker, NULL);
-	}
+	wake_worker();
 	return slot;
 }
 
@@ -414,10 +420,23 @@ CallReleaseRequest(CallSlot *slot)
 	slot->request = InvalidDsaPointer;
 }
 
-bool
-CallIsWanted(CallSlot *slot)
+CallSlot *
+CallAbandoned(void)
 {
-	return slot->latch != NULL;
+	for (int i = 0; i < calls->nslots; i++)
+	{
+		CallSlot   *slot = &calls->slots[i];
+
+		if (slot->state == CALL_TAKEN && slot->latch == NULL && slot->database == MyDatabaseId)
+			return slot;
+	}
+	return NULL;
+}
+
+void
+CallDrop(CallSlot *slot)
+{
+	free_slot(slot);
 }
 
 void

@@ -4,7 +4,7 @@
  *		memory, payloads in a dynamic shared area, two latches.
  *
  * A slot goes FREE -> FILLING (caller) -> REQUESTED -> TAKEN (worker) -> DONE -> FREE
- * (caller). A caller that leaves early abandons it; then the worker frees it. A
+ * (caller). A caller that leaves early abandons it and wakes the worker, which frees it. A
  * worker that ends marks its slots LOST. Slots and payloads live until the postmaster
  * starts over; nothing here survives a crash.
  */
@@ -71,9 +71,13 @@ extern void CallServe(void);
  */
 extern CallSlot *CallTake(CallKind *kind, const char **request, Size *len, int *n);
 extern void CallReleaseRequest(CallSlot *slot);
-/* Is anybody still waiting? */
-extern bool CallIsWanted(CallSlot *slot);
-/* Answer request i; the last one wakes the caller. A slot nobody waits for is freed then. */
+/*
+ * A slot of ours whose caller has left; NULL if there is none. Forget it everywhere, then
+ * CallDrop() it.
+ */
+extern CallSlot *CallAbandoned(void);
+extern void CallDrop(CallSlot *slot);
+/* Answer request i; the last one wakes the caller. */
 extern void CallReply(CallSlot *slot, int i, const char *answer, Size len);
 /* Instead of an answer: the whole call fails with this, when all others are answered. */
 extern void CallRefuse(CallSlot *slot, int sqlstate, const char *message);

@@ -4,7 +4,8 @@
  *
  * A table is read with SQL, as the role whose rights count, in the order of offset and
  * partition, so that what a poll returns does not depend on how much it may
- * return. Rows are copied and stay until SourceRelease().
+ * return. Rows are copied and stay until SourceRelease(). Whoever made that table chose the types of its
+ * columns, so each is cast to the one that is read here.
  */
 #include "postgres.h"
 
@@ -214,7 +215,7 @@ SourceCountPartitions(Source *source, int topic, int timeout_ms)
 	if (topic > 0)
 		return 0;
 	table_enter(source, &scope);
-	table_query(source, "SELECT max(partition)::int8 + 1 FROM %s", 0, NULL, NULL);
+	table_query(source, "SELECT max(partition::int4)::int8 + 1 FROM %s", 0, NULL, NULL);
 	n = (int32) single_value(1, 0);
 	table_leave(&scope);
 	return n;
@@ -236,7 +237,7 @@ SourceWatermarks(Source *source, int topic, int32 partition, int timeout_ms,
 		return;
 	}
 	table_enter(source, &scope);
-	table_query(source, "SELECT min(\"offset\"), max(\"offset\") + 1 FROM %s WHERE partition = $1",
+	table_query(source, "SELECT min(\"offset\"::int8), max(\"offset\"::int8) + 1 FROM %s WHERE partition = $1",
 				1, types, values);
 	*low = single_value(1, 0);
 	*high = single_value(2, 0);
@@ -262,7 +263,7 @@ SourceOffsetForTime(Source *source, int topic, int32 partition, TimestampTz when
 		return offset;
 	}
 	table_enter(source, &scope);
-	table_query(source, "SELECT min(\"offset\") FILTER (WHERE \"timestamp\" >= $2), max(\"offset\") + 1"
+	table_query(source, "SELECT min(\"offset\"::int8) FILTER (WHERE \"timestamp\" >= $2), max(\"offset\"::int8) + 1"
 				" FROM %s WHERE partition = $1", 2, types, values);
 	high = single_value(2, 0);
 	offset = single_value(1, high);
@@ -387,7 +388,7 @@ table_ends(Source *source)
 		Oid			types[] = {INT4OID};
 		Datum		values[] = {Int32GetDatum(part->partition)};
 
-		table_query(source, "SELECT max(\"offset\") + 1 FROM %s WHERE partition = $1",
+		table_query(source, "SELECT max(\"offset\"::int8) + 1 FROM %s WHERE partition = $1",
 					1, types, values);
 		part->end_offset = single_value(1, 0);
 		part->at_end = part->next_offset >= part->end_offset;
@@ -398,12 +399,16 @@ static int
 table_poll(Source *source, Record *records, int max)
 {
 	TableScope	scope;
-	Datum	   *partitions = palloc(sizeof(Datum) * source->nparts);
-	Datum	   *offsets = palloc(sizeof(Datum) * source->nparts);
+	Datum	   *partitions;
+	Datum	   *offsets;
 	Oid			types[] = {INT4ARRAYOID, INT8ARRAYOID, INT8OID};
 	Datum		values[3];
 	int			n;
 
+	/* SPI's memory is given back at the end. */
+	table_enter(source, &scope);
+	partitions = palloc(sizeof(Datum) * source->nparts);
+	offsets = palloc(sizeof(Datum) * source->nparts);
 	for (int i = 0; i < source->nparts; i++)
 	{
 		partitions[i] = Int32GetDatum(source->parts[i].partition);
@@ -412,9 +417,7 @@ table_poll(Source *source, Record *records, int max)
 	values[0] = PointerGetDatum(construct_array(partitions, source->nparts, INT4OID, 4, true, TYPALIGN_INT));
 	values[1] = PointerGetDatum(construct_array(offsets, source->nparts, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 	values[2] = Int64GetDatum(max);
-
-	table_enter(source, &scope);
-	table_query(source, "SELECT s.partition, s.\"offset\", s.\"timestamp\", s.key, s.value, s.headers"
+	table_query(source, "SELECT s.partition::int4, s.\"offset\"::int8, s.\"timestamp\"::timestamptz, s.key::bytea, s.value::bytea, s.headers::jsonb"
 				" FROM %s s JOIN unnest($1, $2) AS p (partition, next) ON s.partition = p.partition AND s.\"offset\" >= p.next"
 				" ORDER BY s.\"offset\", s.partition LIMIT $3", 3, types, values);
 	n = (int) SPI_processed;

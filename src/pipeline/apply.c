@@ -294,6 +294,19 @@ note_times(Pipeline *pipeline, int first, int last)
 	}
 }
 
+void
+PipelineDecode(Pipeline *pipeline)
+{
+	RoleScope	scope;
+
+	pipeline->batch->delivered = -1;
+	RoleEnter(&scope, pipeline->def->owner);
+	InPipeline = true;
+	BatchDecode(pipeline->batch, 0, PipelineNow(pipeline));
+	InPipeline = false;
+	RoleLeave(&scope);
+}
+
 int
 ApplyBatch(Pipeline *pipeline, int first, uint64 *rows)
 {
@@ -304,7 +317,7 @@ ApplyBatch(Pipeline *pipeline, int first, uint64 *rows)
 
 	if (first == 0)
 	{
-		BatchDecode(batch, 0, PipelineNow(pipeline));
+		PipelineDecode(pipeline);
 		if (pipeline->stream->compacted)
 			supersede_older(batch, 0);
 	}

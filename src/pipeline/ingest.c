@@ -262,7 +262,7 @@ advance(Pipeline *pipeline)
 	unit_begin(pipeline, &unit, true);
 	PG_TRY();
 	{
-		BatchDecode(batch, 0, PipelineNow(pipeline));
+		PipelineDecode(pipeline);
 		mark_rejected(pipeline);
 		batch->first = 0;
 		batch->last = batch->nrecords;

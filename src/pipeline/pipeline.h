@@ -112,6 +112,12 @@ extern void PipelineRethrow(ErrorData *error);
 /* ---- apply.c ---- */
 
 /*
+ * Decode the batch as the pipeline's owner: domains and types of the stream's columns may run code of his. After
+ * an error the caller resets InPipeline.
+ */
+extern void PipelineDecode(Pipeline *pipeline);
+
+/*
  * Run the statement over records [first, nrecords) of the batch, in the open (sub)transaction, finding bad
  * records; writes dead letters and positions. Returns the end of what was applied, which is short
  * of nrecords when the transaction should be committed before going on. *rows: rows written.

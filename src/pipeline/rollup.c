@@ -66,7 +66,7 @@ connect_spi(void)
 const char *
 RollupPlanText(SPIPlanPtr plan)
 {
-	return linitial_node(CachedPlanSource, SPI_plan_get_plan_sources(plan))->query_string;
+	return ((CachedPlanSource *) linitial(SPI_plan_get_plan_sources(plan)))->query_string;
 }
 
 /* Deleting what HAVING leaves out, and finding what is in the way, are not in the statement's own text. */
@@ -96,7 +96,7 @@ void
 RollupCheck(Statement *statement, const PipelineOptions *options, Oid owner)
 {
 	RollupPlan *plan;
-	int			nestlevel;
+	RoleScope	scope;
 
 	if (OptionBool(GetForeignTable(statement->stream)->options, "compacted", false))
 		ereport(ERROR,
@@ -105,8 +105,8 @@ RollupCheck(Statement *statement, const PipelineOptions *options, Oid owner)
 				 errdetail("Which records of a key are left out depends on where batches end."),
 				 errhint("Create another foreign table over the topic, without the option compacted.")));
 
-	nestlevel = NewGUCNestLevel();
-	RestrictSearchPath();
+	/* As the owner: constants of the statement are computed here, and who asks may be a superuser. */
+	RoleEnter(&scope, owner);
 	plan = RollupCompile(copyObject(statement->query), statement->stream, options->emit_changes);
 	check_plan(plan, options, owner);
 	connect_spi();
@@ -115,7 +115,7 @@ RollupCheck(Statement *statement, const PipelineOptions *options, Oid owner)
 	if (plan->prune != NULL)
 		(void) prepare(plan->prune, false);
 	SPI_finish();
-	AtEOXact_GUC(false, nestlevel);
+	RoleLeave(&scope);
 }
 
 /* Compile the stored text, and keep plans of what comes out, as the owner. */

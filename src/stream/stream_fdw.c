@@ -231,7 +231,7 @@ typedef struct SessionScan
 	int64	   *ends;			/* per partition of the assignment: read below it */
 	int			nparts;
 	bool		exhausted;
-	WaitEventSet *waits;
+	MemoryContext context;		/* all of this, and the batch */
 } SessionScan;
 
 typedef struct StreamScan
@@ -243,7 +243,7 @@ typedef struct StreamScan
 	List	   *bounds;
 	List	   *values;			/* ExprState, as bounds */
 	bool		payload;
-	MemoryContext context;
+	MemoryContext context;		/* of a session's scan, once the stream is open */
 } StreamScan;
 
 /* First and last-plus-one offset of a partition; its record time from on. */
@@ -393,10 +393,13 @@ session_assign(StreamScan *scan, const ScanBounds *bounds)
 static void
 session_open(ForeignScanState *node, StreamScan *scan)
 {
-	MemoryContext old = MemoryContextSwitchTo(scan->context);
+	MemoryContext context = AllocSetContextCreate(scan->context, "hybridiot session scan",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
 	ScanBounds	bounds;
 
 	scan->session = palloc0(sizeof(SessionScan));
+	scan->session->context = context;
 	scan->batch = BatchCreate(scan->stream, SESSION_BATCH);
 	scan->batch->payload_wanted = scan->payload && scan->stream->payload_columns;
 	scan->session->source = SourceOpen(&scan->stream->source);
@@ -444,19 +447,12 @@ static void
 session_wait(SessionScan *session)
 {
 	int			fd = SourceFd(session->source);
-	WaitEvent	event;
 
 	if (fd < 0)
 		return;
-	if (session->waits == NULL)
-	{
-		session->waits = CreateWaitEventSet(CurrentResourceOwner, 3);
-		AddWaitEventToSet(session->waits, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
-		AddWaitEventToSet(session->waits, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
-		AddWaitEventToSet(session->waits, WL_SOCKET_READABLE, fd, NULL, NULL);
-	}
-	(void) WaitEventSetWait(session->waits, 1000, &event, 1,
-							WaitEventExtensionNew("HybridiotScan"));
+	/* A wait-event set of our own would outlive an error before PostgreSQL 17. */
+	(void) WaitLatchOrSocket(MyLatch, WL_LATCH_SET | WL_SOCKET_READABLE | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+							 fd, 1000, WaitEventExtensionNew("HybridiotScan"));
 	ResetLatch(MyLatch);
 	CHECK_FOR_INTERRUPTS();
 }
@@ -467,7 +463,7 @@ session_fetch(StreamScan *scan)
 {
 	SessionScan *session = scan->session;
 	StreamBatch *batch = scan->batch;
-	MemoryContext old = MemoryContextSwitchTo(scan->context);
+	MemoryContext old = MemoryContextSwitchTo(session->context);
 	TimestampTz give_up = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ASK_TIMEOUT_MS);
 
 	BatchReset(batch);
@@ -512,6 +508,68 @@ beyond_end(StreamScan *scan, const Record *record)
 
 /* ---- executor callbacks ---- */
 
+/* Would a row of the batch be one of the table as it is now? */
+static bool
+same_columns(TupleDesc batch, TupleDesc table)
+{
+	if (batch->natts != table->natts)
+		return false;
+	for (int i = 0; i < batch->natts; i++)
+	{
+		Form_pg_attribute one = TupleDescAttr(batch, i);
+		Form_pg_attribute other = TupleDescAttr(table, i);
+
+		if (one->attisdropped != other->attisdropped ||
+			(!one->attisdropped && (one->atttypid != other->atttypid || one->atttypmod != other->atttypmod)))
+			return false;
+	}
+	return true;
+}
+
+/* Deliver the pipeline's batch, if this is the scan of its statement. */
+static void
+take_exposed(ForeignScanState *node, StreamScan *scan)
+{
+	Relation	rel = node->ss.ss_currentRelation;
+	EState	   *estate = node->ss.ps.state;
+	StreamBatch *batch = ExposedBatch;
+
+	/* Only the pipeline's own statement, known by the address of its text, and once. */
+	if (batch == NULL || batch->stream->relid != RelationGetRelid(rel) || batch->estate != NULL ||
+		estate->es_sourceText != batch->query_string)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("stream \"%s\" cannot be scanned here", RelationGetRelationName(rel)),
+				 errdetail("A pipeline reads its own stream once, in its own statement."),
+				 errhint("Use a table that another pipeline fills.")));
+
+	/* The records were decoded before the table was locked. */
+	if (!same_columns(batch->stream->tupdesc, RelationGetDescr(rel)))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("columns of stream \"%s\" were changed while its records were read",
+						RelationGetRelationName(rel))));
+	batch->estate = estate;
+	batch->cursor = batch->first;
+	scan->batch = batch;
+	scan->stream = batch->stream;
+	scan->exposed = true;
+}
+
+static void
+open_in_session(ForeignScanState *node, StreamScan *scan)
+{
+	EState	   *estate = node->ss.ps.state;
+	Oid			userid = SCAN_CHECK_AS_USER((ForeignScan *) node->ss.ps.plan, estate);
+	MemoryContext old;
+
+	scan->context = AllocSetContextCreate(estate->es_query_cxt, "hybridiot scan", ALLOCSET_DEFAULT_SIZES);
+	old = MemoryContextSwitchTo(scan->context);
+	scan->stream = StreamOpen(RelationGetRelid(node->ss.ss_currentRelation),
+							  OidIsValid(userid) ? userid : GetUserId());
+	MemoryContextSwitchTo(old);
+}
+
 static void
 begin_scan(ForeignScanState *node, int eflags)
 {
@@ -520,7 +578,6 @@ begin_scan(ForeignScanState *node, int eflags)
 	Oid			relid = RelationGetRelid(node->ss.ss_currentRelation);
 	const char *wrapper = StreamWrapper(relid);
 	StreamScan *scan;
-	Oid			userid;
 
 	if (wrapper == NULL || strcmp(wrapper, KAFKA_WRAPPER) != 0)
 		(void) StreamOpen(relid, GetUserId());	/* says why not */
@@ -531,41 +588,13 @@ begin_scan(ForeignScanState *node, int eflags)
 	scan->payload = boolVal(lsecond(plan->fdw_private));
 	scan->values = ExecInitExprList(plan->fdw_exprs, (PlanState *) node);
 
-	/* A row that is checked again (EvalPlanQual) brings its own tuple: nothing is scanned. */
+	/* A row that is checked again (EvalPlanQual) mostly brings its own tuple: nothing is scanned until it is asked for. */
 	if ((eflags & EXEC_FLAG_EXPLAIN_ONLY) || estate->es_epq_active != NULL)
 		return;
-
 	if (InPipeline)
-	{
-		StreamBatch *batch = ExposedBatch;
-
-		/* Only the pipeline's own statement, known by the address of its text, and once. */
-		if (batch == NULL || batch->stream->relid != relid || batch->estate != NULL ||
-			estate->es_sourceText != batch->query_string)
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("stream \"%s\" cannot be scanned here", RelationGetRelationName(node->ss.ss_currentRelation)),
-					 errdetail("A pipeline reads its own stream once, in its own statement."),
-					 errhint("Use a table that another pipeline fills.")));
-		batch->estate = estate;
-		batch->cursor = batch->first;
-		scan->batch = batch;
-		scan->stream = batch->stream;
-		scan->exposed = true;
-		return;
-	}
-
-	userid = SCAN_CHECK_AS_USER(plan, estate);
-	if (!OidIsValid(userid))
-		userid = GetUserId();
-	scan->context = AllocSetContextCreate(estate->es_query_cxt, "hybridiot scan",
-										  ALLOCSET_DEFAULT_SIZES);
-	{
-		MemoryContext old = MemoryContextSwitchTo(scan->context);
-
-		scan->stream = StreamOpen(relid, userid);
-		MemoryContextSwitchTo(old);
-	}
+		take_exposed(node, scan);
+	else
+		open_in_session(node, scan);
 }
 
 static TupleTableSlot *
@@ -607,6 +636,15 @@ iterate_scan(ForeignScanState *node)
 	if (scan->exposed)
 		return iterate_exposed(scan, slot);
 
+	if (scan->stream == NULL)
+	{
+		/* A subquery of a row that is checked again. */
+		if (InPipeline)
+			ereport(ERROR,
+					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+					 errmsg("a row was changed by somebody else while the batch was applied to it")));
+		open_in_session(node, scan);
+	}
 	if (scan->session == NULL)
 		session_open(node, scan);
 	for (;;)
@@ -639,9 +677,8 @@ session_close(StreamScan *scan)
 {
 	if (scan->session == NULL)
 		return;
-	if (scan->session->waits)
-		FreeWaitEventSet(scan->session->waits);
-	SourceClose(scan->session->source);
+	/* The source goes with it. */
+	MemoryContextDelete(scan->session->context);
 	scan->session = NULL;
 	scan->batch = NULL;
 }

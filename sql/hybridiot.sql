@@ -89,7 +89,7 @@ COMMENT ON TABLE hybridiot.pipeline_progress IS 'event time of windowed pipeline
 
 CREATE TABLE hybridiot.dead_letter_record (
 	id pg_catalog.int8 GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-	pipeline pg_catalog.int4 NOT NULL REFERENCES hybridiot.pipeline_definition,
+	pipeline pg_catalog.int4 NOT NULL REFERENCES hybridiot.pipeline_definition ON DELETE CASCADE,
 	stream pg_catalog.regclass NOT NULL,
 	topic pg_catalog.text,
 	partition pg_catalog.int4,

@@ -352,7 +352,7 @@ CatalogDeletePipeline(int32 id)
 	Datum		values[] = {Int32GetDatum(id)};
 	uint64		nletters;
 
-	/* Positions, progress and groups go by their foreign keys. */
+	/* The rest goes by foreign keys, as do dead letters that its worker writes meanwhile. */
 	CatalogEnter(&scope);
 	nletters = CatalogExecute(&letters, values, NULL, 0);
 	CatalogExecute(&definition, values, NULL, 0);

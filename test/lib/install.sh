@@ -65,10 +65,9 @@ needed_by() {
 
 # jars DIR GROUP:ARTIFACT:VERSION...: with all that they depend on, by Maven.
 jars() {
-	local dir=$1 work coordinate group artifact version
+	local dir=$1 coordinate group artifact version
 	shift
 	[ ! -d "$dir" ] || return 0
-	work=$(mktemp -d "$dir.XXXXXX")
 	{
 		echo '<project><modelVersion>4.0.0</modelVersion><groupId>hybridiot</groupId><artifactId>brokers</artifactId>'
 		echo '<version>1</version><packaging>pom</packaging><dependencies>'
@@ -78,11 +77,9 @@ jars() {
 		done
 		echo '</dependencies></project>'
 	} >"$work/pom.xml"
-	mvn -B -q -f "$work/pom.xml" -DoutputDirectory="$work/lib" \
+	mvn -B -q -Dstyle.color=never -f "$work/pom.xml" -DoutputDirectory="$work/lib" \
 		org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies
-	chmod -R a+rX "$work"
 	mv "$work/lib" "$dir"
-	rm -rf "$work"
 }
 
 # The broker's program, compiled again when it changed.
@@ -97,14 +94,13 @@ compile_artemis() {
 }
 
 install_fleet() {
-	local dir work
+	local dir
 	dir=$(fleet_modules)
 	[ ! -d "$dir" ] || return 0
-	work=$(mktemp -d "$dir.XXXXXX")
-	cp "$root"/test/fleet/package*.json "$work/"
-	npm ci --silent --no-fund --no-audit --prefix "$work"
-	chmod -R a+rX "$work"
-	mv "$work" "$dir"
+	mkdir "$work/fleet"
+	cp "$root"/test/fleet/package*.json "$work/fleet/"
+	npm ci --loglevel=error --no-progress --no-fund --no-audit --prefix "$work/fleet" >/dev/null
+	mv "$work/fleet" "$dir"
 }
 
 for what; do needed_by "$what"; done
@@ -116,6 +112,11 @@ fi
 
 umask 022
 mkdir -p "$HYBRIDIOT_CACHE"
+# One at a time; what is not complete is not there.
+exec 9>"$HYBRIDIOT_CACHE/.lock"
+flock 9
+work=$(mktemp -d "$HYBRIDIOT_CACHE/.new.XXXXXX")
+trap 'rm -rf "$work"' EXIT
 for what; do
 	case $what in
 		demo | test)

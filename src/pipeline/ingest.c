@@ -187,6 +187,10 @@ checkpoint(Pipeline *pipeline)
 
 		unit_begin(pipeline, &unit, false);
 		more = RollupCheckpoint(pipeline, now, &rows);
+
+		/* The compare-and-set fences this, too, when windows close by silence and no position moves. */
+		if (pipeline->nparts > 0)
+			pipeline->parts[0].changed = true;
 		PipelineWritePositions(pipeline);
 		if (rows > 0)
 			PipelineNotify(pipeline);
@@ -196,6 +200,7 @@ checkpoint(Pipeline *pipeline)
 		pipeline->since_checkpoint = pipeline->dead_since_checkpoint = 0;
 	}
 	pipeline->checkpoint_at = GetCurrentTimestamp();
+	pipeline->errors_at_checkpoint = pipeline->errors_in_row;
 }
 
 /* Records that were found to be bad in an earlier attempt. */
@@ -215,6 +220,24 @@ mark_rejected(Pipeline *pipeline)
 				batch->records[i].topic == rejected->topic)
 				BatchSetError(batch, i, RECORD_REJECTED, rejected->error.sqlstate,
 							  rejected->error.message);
+	}
+}
+
+/* Those that a checkpoint has left behind will not come again. */
+static void
+forget_rejected(Pipeline *pipeline)
+{
+	ListCell   *lc;
+
+	foreach(lc, pipeline->rejected)
+	{
+		RejectedRecord *rejected = lfirst(lc);
+		Record		place = {.topic = rejected->topic,.partition = rejected->partition};
+
+		if (rejected->offset >= PipelinePartition(pipeline, &place)->stored_offset)
+			continue;
+		pipeline->rejected = foreach_delete_current(pipeline->rejected, lc);
+		pfree(rejected);
 	}
 }
 
@@ -240,6 +263,7 @@ narrow_down(Pipeline *pipeline, ErrorData *error)
 	}
 	pipeline->piece = Max(batch->nrecords / 2, 1);
 	pipeline->since_checkpoint = pipeline->dead_since_checkpoint = 0;
+	pipeline->errors_in_row = pipeline->errors_at_checkpoint;
 
 	RollupClose(pipeline->rollup);
 	pipeline->rollup = NULL;
@@ -285,6 +309,7 @@ advance(Pipeline *pipeline)
 		if (class == ERROR_TRY_AGAIN || class == ERROR_STOP)
 			ReThrowError(error);
 		narrow_down(pipeline, error);
+		FreeErrorData(error);
 		return false;
 	}
 
@@ -297,6 +322,7 @@ advance(Pipeline *pipeline)
 	if (pipeline->piece > 0)
 	{
 		checkpoint(pipeline);
+		forget_rejected(pipeline);
 		pipeline->piece = pipeline->piece >= batch->capacity / 2 ? 0 : pipeline->piece * 2;
 	}
 	return true;

@@ -49,12 +49,13 @@ typedef struct Pipeline
 	bool		has_clock;		/* run_pipeline's wall_clock was given */
 	TimestampTz clock;
 	int			errors_in_row;	/* records set aside since the last good one */
+	int			errors_at_checkpoint;	/* the same, as of the last checkpoint */
 	TimestampTz refreshed_at;	/* when partitions were counted last */
 	char	   *signature;		/* of all definitions it was opened from */
 
 	/* windowed, while a bad record is looked for */
 	int			piece;			/* records between checkpoints; 0: as configured */
-	List	   *rejected;		/* of RejectedRecord, in TopMemoryContext-like context */
+	List	   *rejected;		/* of RejectedRecord, in the pipeline's context */
 	TimestampTz checkpoint_at;	/* of the last one */
 	int			since_checkpoint;	/* records taken since then */
 	int			dead_since_checkpoint;

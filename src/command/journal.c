@@ -226,6 +226,11 @@ take_queued(const QueuedCommand *queued)
 	Command    *command;
 	TimestampTz now = GetCurrentTimestamp();
 
+	if (queued->foreign)
+	{
+		next_tidy_ms = 0;		/* which ends it */
+		return;
+	}
 	if (CommandFind(&queued->id))
 		return;
 	command = CommandCreate(&queued->id, queued->device, false);

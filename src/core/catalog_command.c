@@ -587,10 +587,10 @@ CatalogReadQueue(uint64 after_xid, int64 after_seq, int limit,
 				 QueuedCommand **commands, MemoryContext context)
 {
 	static CatalogQuery query = {
-		.sql = "SELECT o.command_id, o.server, c.device, c.mode, c.expires_at, c.reply_within, o.queued_xid, o.seq"
+		.sql = "SELECT o.command_id, o.server, c.device, c.mode, c.expires_at, c.reply_within, o.queued_xid, o.seq,"
+		" (o.system_id, o.timeline, o.database) IS DISTINCT FROM ($3, $4, $5)"
 		" FROM hybridiot.command_origin o JOIN hybridiot.command c ON c.id = o.command_id"
 		" WHERE o.epoch IS NULL AND (o.queued_xid, o.seq) > ($1, $2)"
-		" AND o.system_id = $3 AND o.timeline = $4 AND o.database = $5 AND c.state = 'queued'"
 		" ORDER BY o.queued_xid, o.seq LIMIT $6",
 		.nargs = 6,.argtypes = {XID8OID, INT8OID, INT8OID, INT4OID, OIDOID, INT4OID}
 	};
@@ -616,6 +616,7 @@ CatalogReadQueue(uint64 after_xid, int64 after_seq, int limit,
 		command->reply_within_ms = interval_ms(CatalogColumn(i, 6, &isnull));
 		command->xid = DatumGetUInt64(CatalogColumn(i, 7, &isnull));
 		command->seq = DatumGetInt64(CatalogColumn(i, 8, &isnull));
+		command->foreign = DatumGetBool(CatalogColumn(i, 9, &isnull));
 	}
 	return n;
 }

@@ -115,6 +115,7 @@ typedef struct QueuedCommand
 	int64		reply_within_ms;
 	uint64		xid;			/* its place in the queue: transaction, */
 	int64		seq;			/* and order within */
+	bool		foreign;		/* of another database, or restored: not to be sent */
 } QueuedCommand;
 
 /* A command accepted in an earlier life of the worker, still without reply. */
@@ -169,8 +170,7 @@ extern void CatalogUpdateCommand(const CommandUpdate *update);
 extern void CatalogInsertEvents(const CommandEvent *events, int n);
 
 /*
- * Unclaimed commands of this very database behind a place in the queue (0, 0: its
- * beginning), in order. Returns how many (at most limit). What transactions
+ * Unclaimed commands behind a place in the queue (0, 0: its beginning), in order. Returns how many (at most limit). What transactions
  * that are still running queue lies at or behind CatalogQueueHorizon(), taken before.
  */
 extern uint64 CatalogQueueHorizon(void);

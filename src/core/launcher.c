@@ -135,7 +135,8 @@ list_databases(void)
 		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
 		MemoryContext old;
 
-		if (!database->datallowconn || database->datistemplate)
+		/* A DROP that broke off leaves a database that takes no connections. */
+		if (!database->datallowconn || database->datistemplate || database_is_invalid_form(database))
 			continue;
 		old = MemoryContextSwitchTo(context);
 		result = lappend_oid(result, database->oid);
@@ -182,7 +183,12 @@ start_managers(List *databases, bool all)
 		if (slot == NULL)
 			break;
 		if (slot->pid != 0)
+		{
+			/* It may have looked just before what woke us, and be on its way out. */
+			if (all)
+				SlotWake(slot, &slot->reload);
 			continue;
+		}
 		/* A start that never arrived: its fork failed or it was refused. */
 		if (slot->state == WORKER_STARTING &&
 			!TimestampDifferenceExceeds(slot->started_at, now, LAUNCHER_NAP_MS))

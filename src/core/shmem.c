@@ -265,6 +265,16 @@ SlotWake(WorkerSlot *slot, pg_atomic_uint32 *flag)
 }
 
 void
+WakeLauncher(void)
+{
+	/* Read once: it may be leaving. */
+	Latch	   *latch = *(Latch *volatile *) &Shared->launcher_latch;
+
+	if (latch)
+		SetLatch(latch);
+}
+
+void
 WakeNow(Oid database, uint32 what)
 {
 	if (Shared == NULL)
@@ -273,8 +283,7 @@ WakeNow(Oid database, uint32 what)
 	{
 		pg_atomic_write_u32(&Shared->launcher_wake, 1);
 		pg_memory_barrier();
-		if (Shared->launcher_latch)
-			SetLatch(Shared->launcher_latch);
+		WakeLauncher();
 	}
 	if ((what & (WAKE_RELOAD | WAKE_COMMAND)) == 0)
 		return;

@@ -139,5 +139,7 @@ extern bool DatabaseIsHeld(Oid database);
 extern void WakeAtCommit(uint32 what);
 /* The same at once. */
 extern void WakeNow(Oid database, uint32 what);
+/* Only the launcher's latch, if it is there. */
+extern void WakeLauncher(void);
 
 #endif							/* HYBRIDIOT_SHMEM_H */

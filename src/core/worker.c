@@ -40,22 +40,27 @@ worker_exit(int code, Datum arg)
 	WorkerSlot *slot = MyWorkerSlot;
 	Oid			database = slot->database;
 	WorkerSlot *manager;
+	bool		again;
 
 	LWLockReleaseAll();
 	LWLockAcquire(Shared->lock, LW_EXCLUSIVE);
+	again = slot->kind == WORKER_MANAGER && pg_atomic_exchange_u32(&slot->reload, 0) != 0;
 	SpinLockAcquire(&slot->mutex);
 	slot->pid = 0;
 	slot->latch = NULL;
 	slot->session = false;
 	slot->state = WORKER_STOPPED;
+	/* The launcher woke it and it has not looked again: another one has to. */
+	if (again)
+		slot->not_before = 0;
 	SpinLockRelease(&slot->mutex);
 	manager = slot->kind == WORKER_MANAGER ? NULL : SlotFind(WORKER_MANAGER, database, 0);
 	if (manager)
 		SlotWake(manager, &manager->reload);
-	else if (Shared->launcher_latch)
-		SetLatch(Shared->launcher_latch);
 	LWLockRelease(Shared->lock);
 	MyWorkerSlot = NULL;
+	if (manager == NULL)
+		WakeLauncher();
 
 	ConditionVariableBroadcast(&Shared->changed);
 }

@@ -31,16 +31,23 @@
 /* object_ownercheck() and object_aclcheck() came with 16, for all classes. */
 #if PG_VERSION_NUM < 160000
 #include "catalog/pg_database.h"
+#include "catalog/pg_extension.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_proc.h"
 #include "utils/acl.h"
 static inline bool
 object_ownercheck(Oid classid, Oid objectid, Oid roleid)
 {
-	Assert(classid == DatabaseRelationId || classid == ForeignServerRelationId);
-	return classid == DatabaseRelationId ?
-		pg_database_ownercheck(objectid, roleid) :
-		pg_foreign_server_ownercheck(objectid, roleid);
+	switch (classid)
+	{
+		case DatabaseRelationId:
+			return pg_database_ownercheck(objectid, roleid);
+		case ExtensionRelationId:
+			return pg_extension_ownercheck(objectid, roleid);
+		default:
+			Assert(classid == ForeignServerRelationId);
+			return pg_foreign_server_ownercheck(objectid, roleid);
+	}
 }
 
 static inline AclResult

@@ -46,6 +46,26 @@ hold_database(const char *name)
 		DatabaseHoldUntilEnd(database);
 }
 
+/*
+ * DROP EXTENSION locks all that belongs to it before object_access() hears of it, and workers that are in a
+ * transaction hold locks on some of that: they must have gone before.
+ */
+static void
+hold_for_drop(DropStmt *stmt)
+{
+	Oid			extension = InvalidOid;
+	ListCell   *lc;
+
+	if (stmt->removeType != OBJECT_EXTENSION)
+		return;
+	foreach(lc, stmt->objects)
+		if (strcmp(strVal(lfirst(lc)), HYBRIDIOT_EXTENSION) == 0)
+			extension = CatalogExtension();
+	if (OidIsValid(extension) &&
+		object_ownercheck(ExtensionRelationId, extension, GetUserId()))
+		DatabaseHoldUntilEnd(MyDatabaseId);
+}
+
 /* The template that CREATE DATABASE names; NULL: template1, which has no workers. */
 static const char *
 template_of(CreatedbStmt *stmt)
@@ -73,6 +93,9 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 	{
 		switch (nodeTag(stmt))
 		{
+			case T_DropStmt:
+				hold_for_drop((DropStmt *) stmt);
+				break;
 			case T_DropdbStmt:
 				hold_database(((DropdbStmt *) stmt)->dbname);
 				break;

@@ -1,0 +1,31 @@
+# DROP EXTENSION while workers are in the middle of transactions, with locks on some of what is to be dropped.
+use strict;
+use warnings;
+use Hybridiot::Test;
+use Test::More;
+
+my $node = new_node('busy', extension => 0);
+for my $turn (1 .. 3)
+{
+	$node->safe_psql('test', <<~'END');
+		SET client_min_messages = warning;
+		CREATE EXTENSION hybridiot;
+		CREATE SERVER log FOREIGN DATA WRAPPER hybridiot_kafka OPTIONS (transport 'table');
+		CREATE TABLE log (partition int, "offset" bigint, "timestamp" timestamptz, key bytea, value bytea, headers jsonb,
+			PRIMARY KEY (partition, "offset"));
+		INSERT INTO log SELECT 0, n, now(), NULL, convert_to(format('{"n": %s}', n), 'UTF8') FROM generate_series(0, 9999) n;
+		CREATE FOREIGN TABLE numbers (n int) SERVER log OPTIONS (topic 't', source 'public.log');
+		CREATE TABLE number (n int);
+		CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_catalog.pg_sleep(0.02); RETURN NULL; END $$;
+		CREATE TRIGGER slow AFTER INSERT ON number EXECUTE FUNCTION slow();
+		SELECT hybridiot.create_pipeline('p' || i, 'INSERT INTO number SELECT n FROM numbers', batch_rows => 10)
+		FROM generate_series(1, 4) i;
+		END
+	poll_is($node, 'SELECT bool_and(batches > 3) FROM hybridiot.stat_pipeline', 't', 'workers are busy');
+	my ($status, $out, $error) = $node->psql('test', 'SET client_min_messages = warning; DROP EXTENSION hybridiot CASCADE');
+	is($error, '', 'DROP EXTENSION gets no deadlock with them');
+	$node->safe_psql('test', 'DROP TABLE log, number; DROP FUNCTION slow');
+}
+is($node->safe_psql('postgres', q(SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'hybridiot%' AND datname = 'test')),
+	'0', 'no worker is left');
+finish();

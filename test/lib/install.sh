@@ -77,8 +77,11 @@ jars() {
 		done
 		echo '</dependencies></project>'
 	} >"$work/pom.xml"
-	mvn -B -q -Dstyle.color=never -f "$work/pom.xml" -DoutputDirectory="$work/lib" \
-		org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies
+	mvn -B -q -f "$work/pom.xml" -DoutputDirectory="$work/lib" \
+		org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies >"$work/mvn.log" || {
+		cat "$work/mvn.log" >&2
+		die "no ${dir##*/}"
+	}
 	mv "$work/lib" "$dir"
 }
 

@@ -187,16 +187,6 @@ PipelineClose(Pipeline *pipeline)
 	MemoryContextDelete(pipeline->context);
 }
 
-bool
-PipelineUnchanged(Pipeline *pipeline)
-{
-	PipelineDefinition *def = CatalogReadPipeline(pipeline->def->id, CurrentMemoryContext);
-
-	if (def == NULL || !def->enabled || def->failure || StreamWrapper(def->stream) == NULL)
-		return false;
-	return strcmp(make_signature(def), pipeline->signature) == 0;
-}
-
 /* ---- partitions and positions ---- */
 
 static int
@@ -215,6 +205,35 @@ topic_is_stored(const PositionRow *rows, int nrows, const char *topic)
 		if (strcmp(rows[i].topic, topic) == 0)
 			return true;
 	return false;
+}
+
+/* Are the stored positions those that this pipeline wrote or read? A new start_at takes them away. */
+static bool
+positions_unchanged(Pipeline *pipeline)
+{
+	int			nrows;
+	PositionRow *rows = CatalogReadPositions(pipeline->def->id, CurrentMemoryContext, &nrows);
+
+	for (int i = 0; i < pipeline->nparts; i++)
+	{
+		PartitionState *part = &pipeline->parts[i];
+		int			stored = find_stored(rows, nrows, pipeline->stream->topics[part->topic],
+										 part->partition);
+
+		if (stored < 0 || rows[stored].next_offset != part->stored_offset)
+			return false;
+	}
+	return true;
+}
+
+bool
+PipelineUnchanged(Pipeline *pipeline)
+{
+	PipelineDefinition *def = CatalogReadPipeline(pipeline->def->id, CurrentMemoryContext);
+
+	if (def == NULL || !def->enabled || def->failure || StreamWrapper(def->stream) == NULL)
+		return false;
+	return strcmp(make_signature(def), pipeline->signature) == 0 && positions_unchanged(pipeline);
 }
 
 /* Where a partition without a position begins. */
@@ -488,7 +507,8 @@ PipelineWritePositions(Pipeline *pipeline)
 		move->row.topic = pipeline->stream->topics[part->topic];
 		move->row.partition = part->partition;
 		move->row.next_offset = part->next_offset;
-		move->row.end_offset = Max(part->end_offset, -1);
+		/* The log is at least as long as what was read of it. */
+		move->row.end_offset = part->end_offset < 0 ? -1 : Max(part->end_offset, part->next_offset);
 		move->row.stream_time = part->stream_time;
 		move->row.last_record_at = part->last_record_at;
 		move->row.idle = part->idle;

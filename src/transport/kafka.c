@@ -751,6 +751,29 @@ look_up_ends(KafkaConsumer *consumer)
 	}
 }
 
+/* Is it a record to be delivered? Then take it; else note what it says. */
+static bool
+take_message(KafkaConsumer *consumer, const rd_kafka_message_t *message, KafkaPartition *part,
+			 Record *record)
+{
+	if (message->err)
+		take_notice(consumer, message, part);
+	else if (part == NULL || message->offset < part->next_offset)
+		 /* of an older assignment, or delivered again */ ;
+	else if (message->len > (size_t) hybridiot_max_record_size * 1024)
+		set_fault(part, KAFKA_FAULT_CORRUPT,
+				  psprintf("the record at offset " INT64_FORMAT " has %zu bytes, more than hybridiot.max_record_size",
+						   (int64) message->offset, message->len));
+	else if (part->fault == KAFKA_FAULT_NONE)
+	{
+		take_record(consumer, message, part, record);
+		part->next_offset = message->offset + 1;
+		part->at_end = false;
+		return true;
+	}
+	return false;
+}
+
 int
 KafkaConsume(KafkaConsumer *consumer, Record *records, int max, int timeout_ms)
 {
@@ -765,28 +788,29 @@ KafkaConsume(KafkaConsumer *consumer, Record *records, int max, int timeout_ms)
 			  sizeof(rd_kafka_message_t *)))
 		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 
-	got = rd_kafka_consume_batch_queue(consumer->messages, timeout_ms,
-									   consumer->held + consumer->nheld, max);
-	for (ssize_t i = 0; i < got; i++)
+	/* Who gets nothing goes to sleep, and the queue wakes us only when it was empty: empty it. */
+	do
 	{
-		rd_kafka_message_t *message = consumer->held[consumer->nheld++];
-		KafkaPartition *part = find_partition(consumer, message, &last_handle, &last_topic);
+		rd_kafka_message_t **messages = consumer->held + consumer->nheld;
 
-		if (message->err)
-			take_notice(consumer, message, part);
-		else if (part == NULL || message->offset < part->next_offset)
-			 /* of an older assignment, or delivered again */ ;
-		else if (message->len > (size_t) hybridiot_max_record_size * 1024)
-			set_fault(part, KAFKA_FAULT_CORRUPT,
-					  psprintf("the record at offset " INT64_FORMAT " has %zu bytes, more than hybridiot.max_record_size",
-							   (int64) message->offset, message->len));
-		else if (part->fault == KAFKA_FAULT_NONE)
+		got = rd_kafka_consume_batch_queue(consumer->messages, timeout_ms, messages, max);
+		consumer->nheld += Max(got, 0);
+		for (ssize_t i = 0; i < got; i++)
 		{
-			take_record(consumer, message, part, &records[n++]);
-			part->next_offset = message->offset + 1;
-			part->at_end = false;
+			KafkaPartition *part = find_partition(consumer, messages[i], &last_handle, &last_topic);
+
+			if (take_message(consumer, messages[i], part, &records[n]))
+				n++;
+			else
+			{
+				rd_kafka_message_destroy(messages[i]);
+				messages[i] = NULL;
+			}
 		}
-	}
+		if (n == 0)
+			consumer->nheld -= Max(got, 0);
+	} while (n == 0 && got > 0 && got == max);
+
 	if (n > 0)
 		note_progress(consumer);
 	else if (consumer->error[0])
@@ -799,7 +823,8 @@ void
 KafkaRelease(KafkaConsumer *consumer)
 {
 	for (int i = 0; i < consumer->nheld; i++)
-		rd_kafka_message_destroy(consumer->held[i]);
+		if (consumer->held[i])
+			rd_kafka_message_destroy(consumer->held[i]);
 	consumer->nheld = 0;
 	for (int i = 0; i < consumer->nheaders; i++)
 		free(consumer->headers[i]);

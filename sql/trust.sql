@@ -81,6 +81,21 @@ SELECT * FROM numbered;
 \set VERBOSITY default
 RESET ROLE;
 
+-- a log whose own time is out of this world moves no watermark
+SET ROLE regress_trust_owner;
+TRUNCATE log;
+INSERT INTO log VALUES (0, 0, '2026-01-01 00:00:01Z', NULL, '{"n": 1}'), (0, 1, 'infinity', NULL, '{"n": 2}'),
+  (0, 2, '2026-01-01 00:00:02Z', NULL, '{"n": 3}'), (0, 3, 'infinity', NULL, NULL);
+CREATE FOREIGN TABLE untimed (n int, at timestamptz OPTIONS (metadata 'timestamp')) SERVER trust_log OPTIONS (topic 't', source 'trust.log', max_future '106751991 days');
+CREATE TABLE total (during tstzrange, sum int);
+SELECT hybridiot.create_pipeline('total', 'INSERT INTO total SELECT hybridiot.tumble(at, ''10 s''), sum(n) FROM untimed GROUP BY 1', enabled => false);
+SELECT hybridiot.run_pipeline('total', wall_clock => '2026-01-01 00:00:20Z');
+SELECT watermark = '2026-01-01 00:00:02Z' AS unmoved FROM hybridiot.pipeline WHERE name = 'total';
+SELECT sum FROM total;
+SELECT "offset", reason, message FROM hybridiot.dead_letter WHERE pipeline = 'total';
+SELECT n FROM untimed ORDER BY n;
+RESET ROLE;
+
 -- functions that are not meant for callers
 SET ROLE regress_trust_owner;
 SELECT hybridiot.kafka_validator('{a=1}', 1417);

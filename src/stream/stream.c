@@ -490,9 +490,9 @@ decode_record(StreamBatch *batch, int number, TimestampTz now)
 	}
 	if (!event_time(batch, number, values, isnull))
 		return;
-	if (now != DT_NOEND && batch->event_times[number] != DT_NOBEGIN &&
-		!pg_add_s64_overflow(now, stream->max_future_us, &limit) &&
-		batch->event_times[number] > limit)
+	if (pg_add_s64_overflow(now, stream->max_future_us, &limit))
+		limit = END_TIMESTAMP - 1;
+	if (now != DT_NOEND && batch->event_times[number] != DT_NOBEGIN && batch->event_times[number] > limit)
 	{
 		char		message[DECODE_MESSAGE_LEN];
 

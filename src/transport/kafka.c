@@ -699,8 +699,13 @@ take_record(KafkaConsumer *consumer, const rd_kafka_message_t *message, const Ka
 	record->topic = part->topic;
 	record->partition = part->partition;
 	record->offset = message->offset;
-	record->timestamp = type == RD_KAFKA_TIMESTAMP_NOT_AVAILABLE || ms < 0 ? DT_NOBEGIN :
-		ms * 1000 - (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY;
+	/* Producers may write any number: nanoseconds in place of milliseconds do not fit. */
+	if (type == RD_KAFKA_TIMESTAMP_NOT_AVAILABLE || ms < 0)
+		record->timestamp = DT_NOBEGIN;
+	else if (ms >= (END_TIMESTAMP / USECS_PER_SEC) * 1000)
+		record->timestamp = DT_NOEND;
+	else
+		record->timestamp = ms * 1000 - (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY;
 	record->key = message->key;
 	record->key_len = message->key ? (int32) message->key_len : -1;
 	record->value = message->payload;

@@ -78,7 +78,7 @@ jars() {
 		echo '</dependencies></project>'
 	} >"$work/pom.xml"
 	mvn -B -q -f "$work/pom.xml" -DoutputDirectory="$work/lib" \
-		org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies >"$work/mvn.log" || {
+		org.apache.maven.plugins:maven-dependency-plugin:3.6.1:copy-dependencies >"$work/mvn.log" 2>&1 || {
 		cat "$work/mvn.log" >&2
 		die "no ${dir##*/}"
 	}

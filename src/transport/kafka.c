@@ -339,7 +339,7 @@ KafkaConsumerCreate(const Option *options, int noptions)
 	dlist_push_tail(&consumers, &consumer->node);
 	if (!registered)
 	{
-		before_shmem_exit(destroy_all, 0);
+		on_shmem_exit(destroy_all, 0);	/* not before_shmem_exit(): run_pipeline() has a cleanup there */
 		registered = true;
 	}
 	return consumer;

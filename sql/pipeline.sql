@@ -26,6 +26,7 @@ SELECT hybridiot.create_pipeline('p', 'CREATE TABLE x (a int)');
 SELECT hybridiot.create_pipeline('p', 'INSERT INTO reading SELECT * FROM reading');
 SELECT hybridiot.create_pipeline('p', 'INSERT INTO reading SELECT * FROM nowhere');
 SELECT hybridiot.create_pipeline('p', 'UPDATE device d SET site = 1 FROM telemetry t WHERE t.device = d.device');
+SELECT hybridiot.create_pipeline('p', 'WITH s AS (SELECT * FROM telemetry), u AS (UPDATE device d SET site = 1 FROM s WHERE s.device = d.device RETURNING d.*) INSERT INTO device SELECT device FROM u');
 SELECT hybridiot.create_pipeline('p', 'INSERT INTO telemetry SELECT * FROM telemetry');
 SELECT hybridiot.create_pipeline('p', 'INSERT INTO device SELECT a.device FROM telemetry a JOIN other b USING (device)');
 SELECT hybridiot.create_pipeline('p', 'INSERT INTO device SELECT a.device FROM telemetry a JOIN telemetry b USING (device)');

@@ -164,7 +164,7 @@ PipelineOpen(int32 id, bool in_session)
 	pipeline->checkpoint_at = GetCurrentTimestamp();
 
 	statement = StatementReanalyze(pipeline->def->query);
-	pipeline->is_merge = statement->query->commandType == CMD_MERGE;
+	pipeline->is_merge = statement->merges;
 	if (pipeline->def->kind == PIPELINE_PER_BATCH)
 		prepare_statement(pipeline);
 	MemoryContextSwitchTo(old);

@@ -151,6 +151,7 @@ typedef struct Statement
 	Query	   *query;			/* analyzed, not rewritten */
 	char	   *qualified;		/* pg_get_querydef under pg_catalog */
 	Oid			stream;
+	bool		merges;			/* it is a MERGE, or has one in WITH */
 	List	   *notices;		/* of char *: what the user should know */
 } Statement;
 

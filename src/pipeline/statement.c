@@ -32,6 +32,8 @@ typedef struct Findings
 {
 	List	   *streams;		/* Oid of each reference, with repetitions */
 	bool		windowed;
+	bool		merges;			/* also in WITH */
+	bool		updates;
 	bool		aggregates;
 	bool		distinct;
 	bool		limit;
@@ -117,6 +119,8 @@ find_walker(Node *node, Findings *findings)
 			findings->streams = lappend_oid(findings->streams, rte->relid);
 		}
 		findings->windowed |= groups_by_window(query);
+		findings->merges |= query->commandType == CMD_MERGE;
+		findings->updates |= query->commandType == CMD_UPDATE;
 		findings->aggregates |= query->hasAggs || query->groupClause != NIL;
 		findings->distinct |= query->distinctClause != NIL;
 		findings->limit |= query->limitCount != NULL || query->limitOffset != NULL;
@@ -141,6 +145,16 @@ count_through_views(Query *query, Findings *findings)
 }
 
 static void
+refuse_update(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+			 errmsg("UPDATE cannot be the statement of a pipeline"),
+			 errdetail("Of several records of a batch that match one row it would apply any one."),
+			 errhint("Use MERGE.")));
+}
+
+static void
 check_command(Query *query)
 {
 	switch (query->commandType)
@@ -151,11 +165,7 @@ check_command(Query *query)
 		case CMD_DELETE:
 			return;
 		case CMD_UPDATE:
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("UPDATE cannot be the statement of a pipeline"),
-					 errdetail("Of several records of a batch that match one row it would apply any one."),
-					 errhint("Use MERGE.")));
+			refuse_update();
 			break;
 		default:
 			ereport(ERROR,
@@ -265,12 +275,15 @@ classify(Query *query)
 
 	check_command(query);
 	find_walker((Node *) query, &findings);
+	if (findings.updates)
+		refuse_update();
 	if (!findings.windowed)
 		count_through_views(query, &findings);
 	check_streams(&findings);
 
 	statement->query = query;
 	statement->stream = linitial_oid(findings.streams);
+	statement->merges = findings.merges;
 	statement->kind = findings.windowed ? PIPELINE_WINDOWED : PIPELINE_PER_BATCH;
 	if (statement->kind == PIPELINE_PER_BATCH)
 		statement->notices = batch_notices(query, &findings);

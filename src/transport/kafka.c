@@ -12,6 +12,7 @@
 #include "postgres.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <sys/eventfd.h>
@@ -30,6 +31,9 @@
 #define ENDS_EVERY_MS 200		/* how often ends of partitions are looked up */
 #define PROBE_EVERY_MS 1000		/* how often brokers that were away are asked */
 #define PROBE_TIMEOUT_MS 100
+#define DESTROY_TIMEOUT_MS 2000
+#define RECEIVE_BYTES 100000000
+#define RECEIVE_MARGIN (1024 * 1024)	/* what surrounds a record in a response */
 #define ERROR_LEN 512
 
 struct KafkaConsumer
@@ -162,12 +166,40 @@ KafkaLibraryVersion(void)
 #define SCRAM_MENDED 0x02060100
 
 static void
+set_fault(KafkaPartition *part, KafkaFault fault, const char *message)
+{
+	part->fault = fault;
+	strlcpy(part->message, message, sizeof(part->message));
+}
+
+/* A partition is not there any more: told as an error of the client, which names it in its text only. */
+static void
+note_gone(KafkaConsumer *consumer, const char *reason)
+{
+	for (int i = 0; i < consumer->nparts; i++)
+	{
+		KafkaPartition *part = &consumer->parts[i];
+		char		name[300];	/* a topic's name has 249 bytes at most */
+
+		snprintf(name, sizeof(name), "%s [%d]: ", consumer->topics[part->topic], part->partition);
+		if (part->fault == KAFKA_FAULT_NONE && strncmp(reason, name, strlen(name)) == 0)
+			set_fault(part, KAFKA_FAULT_GONE, reason + strlen(name));
+	}
+}
+
+static void
 note_error(rd_kafka_t *handle, int err, const char *reason, void *opaque)
 {
 	KafkaConsumer *consumer = opaque;
 
 	switch (err)
 	{
+		case RD_KAFKA_RESP_ERR_UNKNOWN_TOPIC_OR_PART:
+		case RD_KAFKA_RESP_ERR__UNKNOWN_TOPIC:
+		case RD_KAFKA_RESP_ERR__UNKNOWN_PARTITION:
+			note_gone(consumer, reason);
+			strlcpy(consumer->error, reason, ERROR_LEN);
+			break;
 		case RD_KAFKA_RESP_ERR__TRANSPORT:
 		case RD_KAFKA_RESP_ERR__RESOLVE:
 			/* One broker of several: no trouble yet. */
@@ -279,9 +311,16 @@ static rd_kafka_conf_t *
 make_conf(const Option *options, int noptions)
 {
 	rd_kafka_conf_t *conf = rd_kafka_conf_new();
+	char		receive[32];
 
 	for (int i = 0; i < lengthof(defaults); i++)
 		set_property(conf, &defaults[i]);
+
+	/* The library's own bound, unless a single record of the size we take would not pass it. */
+	snprintf(receive, sizeof(receive), INT64_FORMAT,
+			 Min(Max((int64) RECEIVE_BYTES, hybridiot_max_record_size * INT64CONST(1024) + RECEIVE_MARGIN),
+				 (int64) PG_INT32_MAX));
+	set_property(conf, &(Option) {"receive.message.max.bytes", receive});
 	for (int i = 0; i < noptions; i++)
 		set_property(conf, &options[i]);
 	for (int i = 0; i < lengthof(ours); i++)
@@ -364,6 +403,75 @@ free_assignment(KafkaConsumer *consumer)
 	consumer->ntopics = consumer->nparts = 0;
 }
 
+/* The end of a handle, for who waits for it. Never freed if nobody waited long enough. */
+typedef struct Ending
+{
+	rd_kafka_t *handle;
+	int			fd;				/* readable once the handle is gone */
+} Ending;
+
+static void *
+end_handle(void *arg)
+{
+	Ending	   *ending = arg;
+	static const uint64 one = 1;
+
+	/* No group was joined: nothing to tell a coordinator that may be away. */
+	rd_kafka_destroy_flags(ending->handle, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
+	(void) !write(ending->fd, &one, sizeof(one));
+	return NULL;
+}
+
+/*
+ * Destroy a handle, but do not wait for ever: the library may, when a topic was deleted under its
+ * consumer (its issues 3007, 3954 and 4362), and a worker has to end. What is left behind then is idle
+ * threads that know nothing of ours, and end with the process.
+ */
+static void
+destroy_handle(rd_kafka_t *handle)
+{
+	Ending	   *ending = malloc(sizeof(Ending));
+	int64		deadline = ClockMonotonicMs() + DESTROY_TIMEOUT_MS;
+	int64		left;
+	pthread_t	thread;
+	sigset_t	all;
+	sigset_t	before;
+	int			failed = ENOMEM;
+
+	if (ending)
+	{
+		ending->handle = handle;
+		ending->fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+		sigfillset(&all);
+		pthread_sigmask(SIG_SETMASK, &all, &before);
+		failed = ending->fd < 0 ? errno : pthread_create(&thread, NULL, end_handle, ending);
+		pthread_sigmask(SIG_SETMASK, &before, NULL);
+	}
+	if (failed)
+	{
+		if (ending && ending->fd >= 0)
+			close(ending->fd);
+		free(ending);
+		rd_kafka_destroy_flags(handle, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
+		return;
+	}
+	while ((left = deadline - ClockMonotonicMs()) > 0)
+	{
+		struct pollfd done = {.fd = ending->fd,.events = POLLIN};
+
+		if (poll(&done, 1, (int) left) > 0)
+		{
+			pthread_join(thread, NULL);
+			close(ending->fd);
+			free(ending);
+			return;
+		}
+	}
+	pthread_detach(thread);
+	ereport(LOG,
+			(errmsg("a Kafka consumer did not end within %d ms and was left behind", DESTROY_TIMEOUT_MS)));
+}
+
 void
 KafkaConsumerDestroy(KafkaConsumer *consumer)
 {
@@ -375,8 +483,7 @@ KafkaConsumerDestroy(KafkaConsumer *consumer)
 	rd_kafka_queue_io_event_enable(consumer->events, -1, NULL, 0);
 	rd_kafka_queue_destroy(consumer->messages);
 	rd_kafka_queue_destroy(consumer->events);
-	/* No group was joined: nothing to tell a coordinator that may be away. */
-	rd_kafka_destroy_flags(consumer->handle, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
+	destroy_handle(consumer->handle);
 	close(consumer->fd);
 	free_assignment(consumer);
 	free(consumer->held);
@@ -566,13 +673,6 @@ find_partition(KafkaConsumer *consumer, const rd_kafka_message_t *message,
 	return place < 0 ? NULL : &consumer->parts[place];
 }
 
-static void
-set_fault(KafkaPartition *part, KafkaFault fault, const char *message)
-{
-	part->fault = fault;
-	strlcpy(part->message, message, sizeof(part->message));
-}
-
 /* The log does not have our offset: tell the gap in numbers. */
 static void
 set_gap(KafkaConsumer *consumer, KafkaPartition *part)
@@ -611,7 +711,7 @@ take_notice(KafkaConsumer *consumer, const rd_kafka_message_t *message, KafkaPar
 			note_progress(consumer);
 			part->at_end = true;
 			part->next_offset = Max(part->next_offset, message->offset);
-			part->end_offset = Max(part->end_offset, message->offset);
+			part->end_offset = part->next_offset;
 			break;
 		case RD_KAFKA_RESP_ERR__AUTO_OFFSET_RESET:
 		case RD_KAFKA_RESP_ERR_OFFSET_OUT_OF_RANGE:
@@ -712,7 +812,11 @@ take_record(KafkaConsumer *consumer, const rd_kafka_message_t *message, const Ka
 	record->value_len = message->payload ? (int32) message->len : -1;
 	record->headers = NULL;
 	record->nheaders = 0;
+#if RD_KAFKA_VERSION >= 0x020100ff
+	record->leader_epoch = rd_kafka_message_leader_epoch(message);
+#else
 	record->leader_epoch = -1;
+#endif
 	take_headers(consumer, message, record);
 }
 
@@ -748,8 +852,12 @@ look_up_ends(KafkaConsumer *consumer)
 		int64_t		low;
 		int64_t		high;
 
-		/* What the last fetch said; no network. */
-		if (rd_kafka_get_watermark_offsets(consumer->handle, consumer->topics[part->topic],
+		/*
+		 * What the last fetch said; no network. It counts transactions that are still open,
+		 * which the end of a partition does not.
+		 */
+		if (!part->at_end &&
+			rd_kafka_get_watermark_offsets(consumer->handle, consumer->topics[part->topic],
 										   part->partition, &low, &high) == RD_KAFKA_RESP_ERR_NO_ERROR &&
 			high >= 0)
 			part->end_offset = Max(high, part->next_offset);

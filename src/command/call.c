@@ -182,6 +182,7 @@ call(CommandRequest **requests, int n)
 	CallSlot   *slot;
 	CallState	state;
 
+	PreventCommandDuringRecovery("call_device()");
 	if (!hybridiot_enabled)
 		refuse_without_worker();
 	initStringInfo(&packed);

@@ -178,6 +178,9 @@ read_addresses(Connection *c, List *options)
 		reply = c->peer == PEER_HONO ? "command_response/{tenant}/{reply_id}" : "hybridiot.reply.{reply_id}";
 	JournalReplyId(c->server, reply_id);
 	c->reply_address = fill_in(fill_in(reply, "{tenant}", c->tenant), "{reply_id}", reply_id);
+
+	/* No copy of this database has the same name. */
+	c->config.container = psprintf("hybridiot-%s", reply_id);
 }
 
 /* One string of everything the connection depends on, to see changes. */
@@ -243,7 +246,6 @@ read_configuration(Oid oid, MemoryContext context)
 	key_password = OptionGet(mapping, "ssl_key_password_file");
 	config->ssl_key_password = key_password ? OptionSecret(key_password) : NULL;
 	read_mechanism(c->name, server->options, config, loopback);
-	config->container = psprintf("hybridiot-%u-%u", MyDatabaseId, oid);
 	config->connect_timeout_ms = (int) Min(INT_MAX, OptionInterval(server->options, "connect_timeout",
 																   CONNECT_TIMEOUT_MS));
 	config->idle_timeout_ms = (int) Min(INT_MAX, OptionInterval(server->options, "idle_timeout",
@@ -701,12 +703,14 @@ link_opened(Connection *c, const AmqpEvent *event)
 
 /* False: the connection is gone. */
 static bool
-take_event(Connection *c, const AmqpEvent *event)
+take_event(Connection *c, AmqpEvent *event)
 {
 	pg_uuid_t	id;
 	Command    *command;
 
 	memcpy(id.data, event->tag, UUID_LEN);
+	event->condition = PeerText(event->condition);
+	event->text = PeerText(event->text);
 	switch (event->kind)
 	{
 		case AMQP_EVENT_OPEN:
@@ -888,6 +892,7 @@ reload_server(Oid server)
 		WorkerAbort();
 		ereport(LOG, (errmsg("AMQP server cannot be used: %s", error->message)));
 		problem = error->message;
+		fresh = NULL;
 	}
 	PG_END_TRY();
 

@@ -44,7 +44,7 @@
 /* Unflushed replies are flushed by us after this long. */
 #define FLUSH_MS 50
 
-int64		Epoch = 0;
+static int64 epoch = 0;			/* this life of the worker */
 
 static dlist_head evidences = DLIST_STATIC_INIT(evidences);
 static dlist_head settlements = DLIST_STATIC_INIT(settlements);
@@ -61,6 +61,7 @@ static int64 retry_ms = 0;
 static int	backoff_ms = 0;
 static int64 next_poll_ms = 0;
 static int64 next_tidy_ms = 0;
+static bool foreign_seen = false;
 
 /* Where the next look into the queue begins. */
 static uint64 queue_xid = 0;
@@ -187,9 +188,9 @@ JournalStart(void)
 
 	/* An error here ends the worker; it is started again with a back-off. */
 	begin(&scope, "reading the journal of commands");
-	Epoch = CatalogNextEpoch();
-	doubtful = CatalogForgetHistory(Epoch, true);
-	n = CatalogAdoptAccepted(Epoch, &open, CurrentMemoryContext);
+	epoch = CatalogNextEpoch();
+	doubtful = CatalogForgetHistory(epoch, true);
+	n = CatalogAdoptAccepted(epoch, &open, CurrentMemoryContext);
 	for (int i = 0; i < n; i++)
 	{
 		Command    *command = CommandCreate(&open[i].id, open[i].device, false);
@@ -228,7 +229,8 @@ take_queued(const QueuedCommand *queued)
 
 	if (queued->foreign)
 	{
-		next_tidy_ms = 0;		/* which ends it */
+		foreign_seen = true;	/* JournalTidy() ends it */
+		next_tidy_ms = 0;
 		return;
 	}
 	if (CommandFind(&queued->id))
@@ -348,7 +350,7 @@ write_call(Command *command, bool sending, TimestampTz answer_by)
 		ereport(ERROR,
 				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 				 errmsg("the idempotency key is being used by another transaction")));
-	CatalogInsertOrigin(&command->id, request->server, sending ? Epoch : 0);
+	CatalogInsertOrigin(&command->id, request->server, sending ? epoch : 0);
 	return true;
 }
 
@@ -360,7 +362,7 @@ claim(Command *command, TimestampTz answer_by)
 
 	if (command->unwritten)
 		return write_call(command, true, answer_by);
-	request = CatalogClaimCommand(&command->id, Epoch, answer_by, command->context);
+	request = CatalogClaimCommand(&command->id, epoch, answer_by, command->context);
 	if (request)
 		command->request = request;
 	return request != NULL;
@@ -544,7 +546,7 @@ JournalCancel(const pg_uuid_t *id)
 		CommandRequest *request;
 
 		begin(&scope, "cancelling a command");
-		request = CatalogClaimCommand(id, Epoch, 0, context);
+		request = CatalogClaimCommand(id, epoch, 0, context);
 		if (request)
 		{
 			CommandResult result = {.state = COMMAND_CANCELLED};
@@ -831,10 +833,12 @@ tidy(void)
 	PG_TRY();
 	{
 		begin(&scope, "tidying the journal of commands");
-		(void) CatalogForgetHistory(Epoch, false);
+		if (foreign_seen)
+			(void) CatalogForgetHistory(epoch, false);
 		(void) CatalogRemoveCommands(GetCurrentTimestamp() - (int64) hybridiot_command_retention * USECS_PER_SEC,
 									 TIDY_LIMIT);
 		commit(&scope, false);
+		foreign_seen = false;
 	}
 	PG_CATCH();
 	{

@@ -13,6 +13,9 @@
 
 #include "command/reply.h"
 
+/* Bytes of a peer's words that are kept. */
+#define MAX_PEER_TEXT 1000
+
 #define CONDITION_SIZE "amqp:link:message-size-exceeded"
 #define CONDITION_DECODE "amqp:decode-error"
 #define CONDITION_STATUS "hybridiot:invalid-status"
@@ -83,6 +86,27 @@ read_text(const char *bytes, size_t len)
 	}
 	PG_END_TRY();
 	return text;
+}
+
+char *
+PeerText(const char *text)
+{
+	size_t		len;
+	char	   *result;
+
+	if (text == NULL)
+		return NULL;
+	len = strnlen(text, MAX_PEER_TEXT);
+	if (text[len] != '\0')
+		len = pg_encoding_mbcliplen(PG_UTF8, text, (int) len, (int) len);
+	result = read_text(text, len);
+	if (result == NULL)
+		result = pnstrdup(text, len);
+	for (char *c = result; *c; c++)
+		if ((unsigned char) *c < ' ' || *c == 0x7f ||
+			(IS_HIGHBIT_SET(*c) && !pg_verify_mbstr(GetDatabaseEncoding(), result, (int) strlen(result), true)))
+			*c = '?';
+	return result;
 }
 
 static bool

@@ -23,4 +23,10 @@ typedef struct Reply
  */
 extern void ReplyRead(const char *bytes, size_t len, bool oversize, Reply *reply);
 
+/*
+ * What a peer says, as text of this database, palloc'd: what is no text in it is replaced, and
+ * it is cut to a sensible length. NULL for NULL.
+ */
+extern char *PeerText(const char *text);
+
 #endif							/* HYBRIDIOT_REPLY_H */

@@ -426,6 +426,11 @@ dispatch_event(AmqpConnection *c, pn_event_t *event)
 			if (link)
 				link_ended(c, link, pn_link_remote_condition(link->link));
 			break;
+		case PN_LINK_FLOW:
+			/* Whoever drains wants its credit back if nothing is there; what is, leaves on new credit. */
+			if (link && link->sender && pn_link_get_drain(link->link))
+				pn_link_drained(link->link);
+			break;
 		case PN_DELIVERY:
 			if (link && link->sender)
 				outgoing_updated(c, pn_event_delivery(event));

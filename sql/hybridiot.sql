@@ -540,7 +540,9 @@ COMMENT ON VIEW hybridiot.pipeline IS
 
 CREATE VIEW hybridiot.position WITH (security_barrier) AS
 SELECT d.name AS pipeline, p.stream, p.topic, p.partition, p.next_offset, p.end_offset,
-	GREATEST(p.end_offset OPERATOR(pg_catalog.-) p.next_offset, 0::pg_catalog.int8) AS lag, p.stream_time, p.idle
+	CASE WHEN p.end_offset IS NOT NULL
+		THEN GREATEST(p.end_offset OPERATOR(pg_catalog.-) p.next_offset, 0::pg_catalog.int8) END AS lag,
+	p.stream_time, p.idle
 FROM hybridiot.pipeline_position p JOIN hybridiot.pipeline_definition d ON d.id OPERATOR(pg_catalog.=) p.pipeline
 WHERE pg_catalog.pg_has_role(d.owner, 'MEMBER');
 COMMENT ON VIEW hybridiot.position IS

@@ -376,13 +376,20 @@ report_trouble(Pipeline *pipeline, Loop *loop)
 	loop->troubled = error[0] != '\0';
 }
 
+/* Has anything moved that the table does not have: a position, or the end of a log? */
 static bool
 positions_changed(Pipeline *pipeline)
 {
+	bool		any = false;
+
 	for (int i = 0; i < pipeline->nparts; i++)
-		if (pipeline->parts[i].changed)
-			return true;
-	return false;
+	{
+		PartitionState *part = &pipeline->parts[i];
+
+		part->changed |= part->end_offset != part->stored_end;
+		any |= part->changed;
+	}
+	return any;
 }
 
 static int64

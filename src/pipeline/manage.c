@@ -108,7 +108,12 @@ set_options(FunctionCallInfo fcinfo, PipelineOptions *options)
 									  options->stop_on_error);
 	set_interval(fcinfo, ARG_KEEP_CLOSED, "keep_closed", &options->keep_closed_us);
 	if (!PG_ARGISNULL(ARG_NOTIFY))
+	{
+		/* An empty name takes it away: NULL means unchanged to alter_pipeline(). */
 		options->notify = pstrdup(NameStr(*PG_GETARG_NAME(ARG_NOTIFY)));
+		if (options->notify[0] == '\0')
+			options->notify = NULL;
+	}
 
 	if (options->workers != 1)
 		not_yet("workers", "1");

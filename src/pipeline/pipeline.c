@@ -267,7 +267,7 @@ static void
 state_from_row(PartitionState *part, const PositionRow *row)
 {
 	part->stored_offset = part->next_offset = row->next_offset;
-	part->end_offset = row->end_offset;
+	part->end_offset = part->stored_end = row->end_offset;
 	part->stream_time = row->stream_time;
 	part->last_record_at = row->last_record_at;
 	part->idle = row->idle;
@@ -358,7 +358,7 @@ PipelineConnect(Pipeline *pipeline)
 			}
 			part->stored_offset = -1;
 			part->next_offset = first_offset(pipeline, start, added, topic, p);
-			part->end_offset = -1;
+			part->end_offset = part->stored_end = -1;
 			part->stream_time = part->last_record_at = DT_NOBEGIN;
 			part->changed = true;
 		}
@@ -527,6 +527,8 @@ PipelinePositionsStored(Pipeline *pipeline)
 	for (int i = 0; i < pipeline->nparts; i++)
 	{
 		pipeline->parts[i].stored_offset = pipeline->parts[i].next_offset;
+		if (pipeline->parts[i].changed)
+			pipeline->parts[i].stored_end = pipeline->parts[i].end_offset;
 		pipeline->parts[i].changed = false;
 	}
 }

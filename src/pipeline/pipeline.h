@@ -25,6 +25,7 @@ typedef struct PartitionState
 	int64		stored_offset;	/* next offset in the table; -1: no row yet */
 	int64		next_offset;	/* next offset to apply */
 	int64		end_offset;		/* of the log; -1: unknown */
+	int64		stored_end;		/* the same, as the table has it */
 	bool		at_end;			/* read to the end as far as known */
 	TimestampTz stream_time;	/* DT_NOBEGIN: no record yet */
 	TimestampTz last_record_at; /* clock when its last record was read; DT_NOBEGIN: none */

@@ -76,6 +76,17 @@ SET ROLE regress_reader;
 SELECT count(*) FROM seen;
 RESET ROLE;
 
+-- beside parallel workers, which scan the rest
+CREATE TABLE many AS SELECT generate_series(1, 1000) AS n;
+ANALYZE many;
+BEGIN;
+SET LOCAL parallel_setup_cost = 0;
+SET LOCAL parallel_tuple_cost = 0;
+SET LOCAL min_parallel_table_scan_size = 0;
+SELECT count(*) FROM telemetry JOIN many ON n = pos WHERE pos < 9;
+ROLLBACK;
+DROP TABLE many;
+
 DROP VIEW seen;
 DROP SERVER archive CASCADE;
 DROP TABLE log;

@@ -163,7 +163,8 @@ table_enter(Source *source, TableScope *scope)
 	RoleEnter(&scope->role, source->config->userid);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not connect to SPI")));
-	PushActiveSnapshot(GetLatestSnapshot());
+	/* Beside parallel workers all see what the statement's own snapshot shows. */
+	PushActiveSnapshot(IsInParallelMode() ? GetActiveSnapshot() : GetLatestSnapshot());
 }
 
 static void

@@ -147,7 +147,7 @@ $node->safe_psql('test', "SELECT hybridiot.drop_pipeline('many16')");
 # ---- a fast stop in the middle of a batch
 
 $node->safe_psql('test', q(
-	CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.2); RETURN NEW; END';
+	CREATE FUNCTION linger() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_sleep(0.06); RETURN NEW; END';
 	CREATE TRIGGER linger BEFORE INSERT ON reading FOR EACH ROW EXECUTE FUNCTION linger()));
 $node->safe_psql('test', "SELECT hybridiot.create_pipeline('slow', 'INSERT INTO reading SELECT * FROM telemetry')");
 poll_is($node, "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'hybridiot pipeline' AND xact_start < now() - interval '0.5 s'", '1', 'a slow batch runs');

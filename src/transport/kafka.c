@@ -45,6 +45,7 @@ struct KafkaConsumer
 	int			fd;
 	char		error[ERROR_LEN];	/* what keeps us from progress; "" if nothing */
 	char		transport_error[ERROR_LEN]; /* the last one of a single broker */
+	KafkaResult verdict;		/* of a question that has no answer: asking again is of no use if not KAFKA_AGAIN */
 	bool		scram_refused;
 	int64		ends_at;		/* monotonic ms of the last look */
 	int64		probed_at;
@@ -206,7 +207,9 @@ note_error(rd_kafka_t *handle, int err, const char *reason, void *opaque)
 			strlcpy(consumer->transport_error, reason, ERROR_LEN);
 			break;
 		case RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN:
-			if (consumer->transport_error[0])
+			if (consumer->verdict != KAFKA_AGAIN)
+				 /* it was told why */ ;
+			else if (consumer->transport_error[0])
 				strlcpy(consumer->error, consumer->transport_error, ERROR_LEN);
 			else
 				strlcpy(consumer->error, reason, ERROR_LEN);
@@ -216,6 +219,11 @@ note_error(rd_kafka_t *handle, int err, const char *reason, void *opaque)
 			break;
 		case RD_KAFKA_RESP_ERR__AUTHENTICATION:
 			consumer->scram_refused = strstr(reason, "SCRAM") != NULL;
+			consumer->verdict = KAFKA_DENIED;
+			strlcpy(consumer->error, reason, ERROR_LEN);
+			break;
+		case RD_KAFKA_RESP_ERR__SSL:
+			consumer->verdict = KAFKA_BROKEN;
 			/* FALLTHROUGH */
 		default:
 			strlcpy(consumer->error, reason, ERROR_LEN);
@@ -234,6 +242,7 @@ note_progress(KafkaConsumer *consumer)
 {
 	consumer->error[0] = '\0';
 	consumer->transport_error[0] = '\0';
+	consumer->verdict = KAFKA_AGAIN;
 	consumer->scram_refused = false;
 }
 
@@ -279,7 +288,7 @@ result_of(KafkaConsumer *consumer, rd_kafka_resp_err_t err)
 				strlcpy(consumer->error, consumer->transport_error, ERROR_LEN);
 			else if (!consumer->error[0])
 				strlcpy(consumer->error, rd_kafka_err2str(err), ERROR_LEN);
-			return KAFKA_AGAIN;
+			return consumer->verdict;
 	}
 }
 
@@ -342,6 +351,7 @@ KafkaConsumerCreate(const Option *options, int noptions)
 
 	if (consumer)
 	{
+		consumer->verdict = KAFKA_AGAIN;
 		rd_kafka_conf_set_opaque(conf, consumer);
 		consumer->fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 		if (consumer->fd < 0)

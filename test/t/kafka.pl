@@ -324,8 +324,10 @@ for (
 	$node->safe_psql('test', "SELECT hybridiot.create_pipeline('$name', 'INSERT INTO by_$name SELECT n FROM safe_$name')");
 	wait_state($node, $name, 'retrying');
 	like($node->safe_psql('test', "SELECT reason FROM hybridiot.pipeline WHERE name = '$name'"), qr/authentication/i, "$name: a wrong password is named as the reason");
+	my $began = time;
 	my ($status, $out, $err) = $node->psql('test', "\\set VERBOSITY verbose\nSELECT * FROM safe_$name");
 	like($err, qr/ERROR:  (08001|08006|28\w+): .*authentication/si, "$name: in a session, too");
+	cmp_ok(time - $began, '<', 10, "$name: without waiting for another answer");
 	my $views = join "\n", $err, map { $node->safe_psql('test', "SELECT v::text FROM $_ v") }
 		qw(hybridiot.pipeline hybridiot.stat_pipeline hybridiot.stat_worker hybridiot.position pg_stat_activity pg_user_mappings pg_foreign_server);
 	unlike($views, qr/wrongcanarysecret/, "$name: the secret is in no view");
@@ -344,5 +346,6 @@ stream('safe_stranger', $safe, '', 'stranger');
 $node->safe_psql('test', "SELECT hybridiot.create_pipeline('stranger', 'INSERT INTO by_stranger SELECT n FROM safe_stranger')");
 wait_state($node, 'stranger', 'retrying');
 like($node->safe_psql('test', "SELECT reason FROM hybridiot.pipeline WHERE name = 'stranger'"), qr/certificate|SSL/i, 'a certificate of an unknown authority is refused');
+failed('a session does not wait for another', 'SET statement_timeout = \'10 s\'; SELECT * FROM safe_stranger', '08001', qr/certificate|SSL/i);
 
 finish();

@@ -539,7 +539,7 @@ wait_for_work(void)
 		{
 			Connection *c = dlist_container(Connection, node, iter.cur);
 
-			if (c->wait_position >= 0)
+			if (c->amqp && c->wait_position >= 0)
 				ModifyWaitEvent(wait_set, c->wait_position, AmqpEvents(c->amqp), NULL);
 		}
 	}

@@ -849,6 +849,7 @@ add_connection(Connection *c)
 	c->links_by_address = hash_create("hybridiot links", 64, &control, HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
 	dlist_init(&c->links);
 	c->stat.server = c->server;
+	c->wait_position = -1;
 	c->seen = true;
 	set_state(c, CONNECTION_CONNECTING);
 	dlist_push_tail(&Connections, &c->node);
@@ -872,6 +873,7 @@ reload_server(Oid server)
 {
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "hybridiot connection",
 												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext outside = CurrentMemoryContext;
 	Connection *fresh = NULL;
 	Connection *present = ConnectionFind(server);
 	char	   *problem = NULL;
@@ -895,6 +897,7 @@ reload_server(Oid server)
 		fresh = NULL;
 	}
 	PG_END_TRY();
+	MemoryContextSwitchTo(outside);
 
 	if (fresh && present && strcmp(fresh->fingerprint, present->fingerprint) == 0)
 	{
@@ -923,6 +926,7 @@ ConnectionsReload(void)
 	Oid		   *servers;
 	int			n;
 	dlist_iter	iter;
+	MemoryContext outside = CurrentMemoryContext;
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "hybridiot reload",
 												  ALLOCSET_SMALL_SIZES);
 
@@ -936,6 +940,7 @@ ConnectionsReload(void)
 	n = CatalogServers(AMQP_WRAPPER, &servers, context);
 	CatalogLeave(&scope);
 	WorkerCommit();
+	MemoryContextSwitchTo(outside);
 
 	dlist_foreach(iter, &Connections)
 		dlist_container(Connection, node, iter.cur)->seen = false;

@@ -71,9 +71,13 @@ static bool queue_more = false; /* there is more than was read */
 
 /* ---- transactions ---- */
 
+/* Where we were before the transaction; ending one leaves us elsewhere. */
+static MemoryContext outside;
+
 static void
 begin(CatalogScope *scope, const char *activity)
 {
+	outside = CurrentMemoryContext;
 	WorkerBegin(activity);
 	CatalogEnter(scope);
 }
@@ -98,6 +102,7 @@ commit(CatalogScope *scope, bool flush)
 		synchronous_commit = configured;
 	}
 	PG_END_TRY();
+	MemoryContextSwitchTo(outside);
 	pg_atomic_write_u64(&MyWorkerSlot->last_commit_at, (uint64) GetCurrentTimestamp());
 	if (backoff_ms != 0)
 		WorkerSetState(WORKER_RUNNING, NULL);

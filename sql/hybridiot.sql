@@ -111,6 +111,14 @@ CREATE TABLE hybridiot.dead_letter_record (
 CREATE INDEX dead_letter_record_pipeline_idx ON hybridiot.dead_letter_record (pipeline, id);
 COMMENT ON TABLE hybridiot.dead_letter_record IS 'records that could not be applied; read hybridiot.dead_letter instead';
 
+-- Written by the manager; a dump, a template copy and an upgraded cluster take it along.
+CREATE TABLE hybridiot.instance (
+	system_id pg_catalog.int8 NOT NULL,
+	database pg_catalog.oid NOT NULL
+);
+COMMENT ON TABLE hybridiot.instance IS 'the cluster and database that pipelines belong to: elsewhere they are copies and wait to be resumed';
+
+SELECT pg_catalog.pg_extension_config_dump('hybridiot.instance', '');
 SELECT pg_catalog.pg_extension_config_dump('hybridiot.pipeline_definition', '');
 SELECT pg_catalog.pg_extension_config_dump('hybridiot.pipeline_definition_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('hybridiot.pipeline_position', '');

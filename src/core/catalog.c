@@ -12,6 +12,7 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/genam.h"
+#include "access/xlog.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
@@ -438,6 +439,28 @@ CatalogVisiblePipelines(Oid role, MemoryContext context, int *n)
 	}
 	CatalogLeave(&scope);
 	return ids;
+}
+
+void
+CatalogHoldCopies(void)
+{
+	static CatalogQuery query = {
+		.sql = "WITH elsewhere AS (DELETE FROM hybridiot.instance"
+		" WHERE (system_id, database) IS DISTINCT FROM ($1, $2) RETURNING database),"
+		" here AS (INSERT INTO hybridiot.instance (system_id, database) SELECT $1, $2"
+		" WHERE NOT EXISTS (SELECT FROM hybridiot.instance WHERE (system_id, database) = ($1, $2)))"
+		" UPDATE hybridiot.pipeline_definition SET failure = 'copied'"
+		" WHERE enabled AND failure IS NULL AND EXISTS (SELECT FROM elsewhere)",
+		.nargs = 2,.argtypes = {INT8OID, OIDOID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {
+		Int64GetDatum((int64) GetSystemIdentifier()), ObjectIdGetDatum(MyDatabaseId)
+	};
+
+	CatalogEnter(&scope);
+	CatalogExecute(&query, values, NULL, 0);
+	CatalogLeave(&scope);
 }
 
 bool

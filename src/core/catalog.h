@@ -148,6 +148,13 @@ extern void CatalogWriteDeadLetters(int32 id, Oid stream, const DeadLetter *lett
 extern void CatalogReadProgress(int32 id, TimestampTz *watermark, TimestampTz *closed_before);
 extern void CatalogWriteProgress(int32 id, TimestampTz watermark, TimestampTz closed_before);
 
+/*
+ * Is this database a copy (a restored dump, a template copy, an upgraded
+ * cluster)? Then its pipelines stop, reason "copied", until they are resumed. In a transaction of the manager,
+ * before it starts anything.
+ */
+extern void CatalogHoldCopies(void);
+
 /* Is there any server of the AMQP wrapper in this database? In a transaction. */
 extern bool CatalogHasAmqpServer(void);
 

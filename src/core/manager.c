@@ -152,6 +152,7 @@ manage(MemoryContext context, long *nap)
 	present = OidIsValid(CatalogExtension());
 	if (present)
 	{
+		CatalogHoldCopies();
 		ids = CatalogEnabledPipelines(context, &names, &n);
 		want_amqp = CatalogHasAmqpServer();
 	}

@@ -112,6 +112,11 @@ is($node->safe_psql('test', "SELECT count(*) FROM hybridiot.pipeline"), '1', 'an
 $node->safe_psql('postgres', 'CREATE DATABASE copy TEMPLATE second');
 pass('a database with workers can be copied');
 poll_is($node, "SELECT count(*) FROM hybridiot.stat_worker WHERE kind = 'pipeline'", '1', 'and its workers come back', 'second');
+poll_is($node, 'SELECT state, reason FROM hybridiot.pipeline', 'failed|copied', 'pipelines of a copy wait', 'copy');
+is($node->safe_psql('copy', 'SELECT count(*) FROM reading'), '100', 'and do nothing');
+$node->safe_psql('copy', "SELECT hybridiot.resume_pipeline('p')");
+poll_is($node, 'SELECT state FROM hybridiot.pipeline', 'running', 'until they are resumed', 'copy');
+is($node->safe_psql('second', 'SELECT state FROM hybridiot.pipeline'), 'running', 'the original goes on');
 $node->safe_psql('postgres', 'ALTER DATABASE copy RENAME TO renamed');
 pass('or renamed');
 for my $database ('renamed', 'second')

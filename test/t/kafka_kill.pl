@@ -224,6 +224,7 @@ wait_caught_up($node, $_, $topic) for @pipelines;
 # The last windows are closed by silence.
 $node->safe_psql('test', "SELECT hybridiot.alter_pipeline('$_', idle_timeout => '500 ms')") for qw(closed open);
 poll_is($node, 'SELECT count(DISTINCT during) FROM closed', int(($records + 499) / 500), 'all windows are closed');
+$check{next} = 9e99;
 check_until(time + 0.1) while $check{harness};
 $node->safe_psql('test', 'ANALYZE raw, closed, open');
 

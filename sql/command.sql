@@ -12,6 +12,13 @@ CREATE SERVER broker FOREIGN DATA WRAPPER hybridiot_amqp OPTIONS (host '127.0.0.
 CREATE SERVER hono FOREIGN DATA WRAPPER hybridiot_amqp OPTIONS (host '127.0.0.1', port '1', peer 'hono');
 CREATE SERVER records FOREIGN DATA WRAPPER hybridiot_kafka OPTIONS (transport 'table');
 GRANT USAGE ON FOREIGN SERVER gateway, broker, hono, records TO regress_operator;
+-- The worker is there.
+DO $$ BEGIN
+	FOR i IN 1 .. 600 LOOP
+		EXIT WHEN EXISTS (SELECT FROM hybridiot.stat_worker WHERE kind = 'amqp');
+		PERFORM pg_sleep(0.05);
+	END LOOP;
+END $$;
 SET ROLE regress_operator;
 
 -- no server

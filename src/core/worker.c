@@ -93,9 +93,15 @@ WorkerAttach(Datum main_arg)
 		slot->started_at = GetCurrentTimestamp();
 		SpinLockRelease(&slot->mutex);
 	}
+	/* Refused because the database is held: nobody should wait for us to arrive. */
+	else if (slot->pid == 0 && slot->generation == generation && slot->state == WORKER_STARTING)
+		slot->state = WORKER_STOPPED;
 	LWLockRelease(Shared->lock);
 	if (!mine)
+	{
+		WakeNow(database, WAKE_LAUNCHER | WAKE_RELOAD);
 		proc_exit(0);
+	}
 
 	MyWorkerSlot = slot;
 	before_shmem_exit(worker_exit, 0);

@@ -3,8 +3,8 @@
  *		What the files of the AMQP worker share: connections, links, and the commands
  *		that are not settled.
  *
- * command.c has the loop and the life of a command, connection.c the servers and
- * what they tell, journal.c every transaction. All of it is one process's memory; the
+ * command.c has the loop and the life of a command, connection.c the connections and
+ * what they tell, server.c what they depend on, journal.c every transaction. All of it is one process's memory; the
  * journal follows it.
  */
 #ifndef HYBRIDIOT_COMMAND_WORKER_H
@@ -161,6 +161,15 @@ extern void CommandOutcome(Command *command, AmqpOutcome outcome,
 extern void CommandReply(Command *command, const Reply *reply);
 extern void CommandLost(Command *command, bool transferred);
 extern void CommandSent(Command *command);
+
+/* ---- server.c ---- */
+
+/* All about a server, in context; inside a transaction. Raises what the administrator has to hear. */
+extern Connection *ServerRead(Oid server, MemoryContext context);
+/* Replace a placeholder by what it stands for; palloc'd. */
+extern char *AddressFillIn(const char *template, const char *placeholder, const char *value);
+/* Percent-encode a name for use in an address; palloc'd. */
+extern char *AddressEncode(const char *text);
 
 /* ---- connection.c ---- */
 

@@ -23,6 +23,7 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/guc.h"
+#include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/timestamp.h"
@@ -465,6 +466,8 @@ still_the_same(Pipeline *pipeline)
 	bool		same;
 
 	WorkerBegin("reading definitions");
+	/* We may have been woken before the messages that tell of changed options were sent. */
+	InvalidateSystemCaches();
 	same = PipelineUnchanged(pipeline);
 	WorkerCommit();
 	return same;

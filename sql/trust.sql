@@ -71,7 +71,7 @@ CREATE FOREIGN TABLE numbered (a int, part int OPTIONS (metadata 'partition'), p
   key text OPTIONS (metadata 'key'), h text OPTIONS (metadata 'header:h'))
   SERVER trust_log OPTIONS (topic 't', source 'trust.numbers');
 SELECT * FROM numbered;
-ALTER TABLE numbers ALTER value TYPE int8 USING 4096;
+ALTER TABLE numbers ALTER value TYPE float8 USING 4096;
 \set VERBOSITY sqlstate
 SELECT * FROM numbered;
 ALTER TABLE numbers DROP value, ADD value bytea, ALTER partition TYPE text;

@@ -219,6 +219,7 @@ cmp_ok($inside, '>=', $kills / 2, 'at least half of the kills fell inside a tran
 
 # ---------------------------------------------------------------- the end
 
+poll_is($node, 'SELECT 1', '1', 'the server is back from the last kill');
 $node->safe_psql('test', "DROP TRIGGER before ON $_; DROP TRIGGER after ON $_") for @pipelines;
 wait_caught_up($node, $_, $topic) for @pipelines;
 # The last windows are closed by silence.

@@ -1,9 +1,14 @@
 # hybridiot: PGXS. `make`, `make install`, `make installcheck`; everything else is in test/run.
 
+# Found through the Makefile's own place, so that a build outside the tree works.
+srcdir ?= $(patsubst %/,%,$(dir $(firstword $(MAKEFILE_LIST))))
+
 EXTENSION = hybridiot
-EXTVERSION = 0.1.0
+EXTVERSION = 0.2.0
 MODULE_big = hybridiot
 DATA_built = $(EXTENSION)--$(EXTVERSION).sql
+# Scripts of earlier versions, and from one to the next.
+DATA = $(sort $(wildcard $(srcdir)/sql/release/*.sql))
 
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard $(srcdir)/src/*/*.c)))
 
@@ -17,9 +22,6 @@ EXTRA_CLEAN = $(DATA_built)
 # Regression tests: what can be said with transport 'table' and run_pipeline().
 REGRESS = $(sort $(basename $(notdir $(filter-out $(srcdir)/sql/hybridiot.sql,$(wildcard $(srcdir)/sql/*.sql)))))
 REGRESS_OPTS = --inputdir=$(srcdir) --encoding=UTF8 --no-locale --temp-config=$(srcdir)/test/regress.conf
-
-# Found through the Makefile's own place, so that a build outside the tree works.
-srcdir ?= $(patsubst %/,%,$(dir $(firstword $(MAKEFILE_LIST))))
 
 # LLVM bitcode would double the build for a library whose hot loops are its own.
 override with_llvm = no

@@ -12,7 +12,7 @@
 #include "nodes/pg_list.h"
 #include "utils/palloc.h"
 
-#define HYBRIDIOT_VERSION "0.1.0"
+#define HYBRIDIOT_VERSION "0.2.0"
 #define HYBRIDIOT_SCHEMA "hybridiot"
 #define HYBRIDIOT_EXTENSION "hybridiot"
 #define HYBRIDIOT_LIBRARY "hybridiot"

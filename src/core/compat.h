@@ -135,7 +135,7 @@ object_aclcheck(Oid classid, Oid objectid, Oid roleid, AclMode mode)
 #define flatten_group_exprs(root, query, node) (node)
 #endif
 
-/* Input functions report bad values softly from 16 on. Before, what PostgreSQL's own throw about a value is caught. */
+/* Input functions report bad values softly from 16 on. Before, they throw: whoever calls has to catch. */
 #if PG_VERSION_NUM >= 160000
 #include "nodes/miscnodes.h"
 #else
@@ -152,30 +152,8 @@ static inline bool
 InputFunctionCallSafe(FmgrInfo *flinfo, char *str, Oid typioparam, int32 typmod,
 					  Node *escontext, Datum *result)
 {
-	MemoryContext context = CurrentMemoryContext;
-	ErrorSaveContext *soft = (ErrorSaveContext *) escontext;
-
-	PG_TRY();
-	{
-		*result = InputFunctionCall(flinfo, str, typioparam, typmod);
-	}
-	PG_CATCH();
-	{
-		int			class = ERRCODE_TO_CATEGORY(geterrcode());
-
-		/* Unknown names (42) and too much of something (54) are the value's fault as well. */
-		if (class != ERRCODE_DATA_EXCEPTION &&
-			class != ERRCODE_INTEGRITY_CONSTRAINT_VIOLATION &&
-			class != ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION &&
-			class != ERRCODE_PROGRAM_LIMIT_EXCEEDED)
-			PG_RE_THROW();
-		MemoryContextSwitchTo(context);
-		soft->error_occurred = true;
-		soft->error_data = CopyErrorData();
-		FlushErrorState();
-	}
-	PG_END_TRY();
-	return !soft->error_occurred;
+	*result = InputFunctionCall(flinfo, str, typioparam, typmod);
+	return true;
 }
 #endif
 

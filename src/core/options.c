@@ -75,7 +75,7 @@ static const OptionRule rules[] = {
 	{K, UserMappingRelationId, "ssl_key_password_file", OPT_FILE},
 
 	{K, ForeignTableRelationId, "topic", OPT_NAME, true},
-	{K, ForeignTableRelationId, "format", OPT_CHOICE, false, "json"},
+	{K, ForeignTableRelationId, "format", OPT_CHOICE, false, "json csv text raw"},
 	{K, ForeignTableRelationId, "event_time", OPT_NAME},
 	{K, ForeignTableRelationId, "compacted", OPT_BOOL},
 	{K, ForeignTableRelationId, "max_future", OPT_INTERVAL},
@@ -107,7 +107,7 @@ static const OptionRule rules[] = {
 
 	{A, ForeignTableRelationId, "address", OPT_NAME, true},
 	{A, ForeignTableRelationId, "selector", OPT_NAME},
-	{A, ForeignTableRelationId, "format", OPT_CHOICE, false, "json"},
+	{A, ForeignTableRelationId, "format", OPT_CHOICE, false, "json csv text raw"},
 	{A, ForeignTableRelationId, "event_time", OPT_NAME},
 	{A, ForeignTableRelationId, "max_future", OPT_INTERVAL},
 	{A, ForeignTableRelationId, "credit", OPT_COUNT},

@@ -7,7 +7,7 @@
  * given as JSON go through json_populate_record() and a row type of one column.
  *
  * Errors about a value are returned. PostgreSQL's own input functions report them
- * softly or, before 16, throw them in a state that is safe to catch. Whatever can reach code of users (domains,
+ * softly or, before 16 all and then a few, throw them in a state that is safe to catch. Whatever can reach code of users (domains,
  * types of extensions, and what contains them) is run in a subtransaction, because such code may
  * leave more behind than memory when it throws.
  */
@@ -41,6 +41,7 @@
 #define SHOWN_LEN 48			/* bytes of a value in a message */
 #define REASON_LEN 160
 #define KEPT_BUFFER (64 * 1024) /* a larger one is given back after use */
+#define SECONDS_BELOW INT64CONST(100000000000)	/* epoch numbers: 10^11, March 1973 in ms, the year 5138 in s */
 
 struct Converter
 {
@@ -51,6 +52,7 @@ struct Converter
 	bool		is_domain;
 	bool		structured;		/* array or composite: JSON goes through json_populate_record() */
 	bool		user_code;		/* converting to base may run code of users */
+	bool		to_server;		/* the server's encoding is not UTF-8 */
 	FmgrInfo	input;
 	Oid			ioparam;
 	StringInfoData buffer;		/* a value's text, NUL-terminated */
@@ -134,6 +136,7 @@ ConverterCreate(const char *column, Oid typid, int32 typmod)
 	converter->typmod = typmod;
 	converter->base = getBaseTypeAndTypmod(typid, &converter->typmod);
 	converter->is_domain = converter->base != typid;
+	converter->to_server = GetDatabaseEncoding() != PG_UTF8 && GetDatabaseEncoding() != PG_SQL_ASCII;
 	converter->structured = OidIsValid(get_element_type(converter->base)) ||
 		get_typtype(converter->base) == TYPTYPE_COMPOSITE;
 	converter->user_code = may_run_user_code(converter->base);
@@ -153,31 +156,40 @@ ConverterTakesJson(const Converter *converter)
 
 /* ---- errors ---- */
 
-void
+static inline bool
+is_ascii(const char *text, int32 len)
+{
+	for (int32 i = 0; i < len; i++)
+		if (IS_HIGHBIT_SET(text[i]))
+			return false;
+	return true;
+}
+
+/* The text is in the server's encoding here. */
+static bool
+refuse(const Converter *converter, const char *text, int32 len, int sqlstate, const char *reason,
+	   DecodeError *error)
+{
+	char		shown[SHOWN_LEN + 6];
+	int			n = pg_mbcliplen(text, len, SHOWN_LEN);
+	int			reason_len = pg_mbcliplen(reason, strlen(reason), REASON_LEN);
+
+	snprintf(shown, sizeof(shown), "\"%.*s%s\"", n, text, n < len ? "..." : "");
+
+	/* Most of PostgreSQL's own messages end with the value. */
+	if (strstr(reason, shown))
+		return DecodeRefuse(error, sqlstate, "column \"%s\": %.*s", converter->column, reason_len, reason);
+	return DecodeRefuse(error, sqlstate, "column \"%s\" cannot take %s: %.*s",
+						converter->column, shown, reason_len, reason);
+}
+
+bool
 ConvertRefuse(const Converter *converter, const char *text, int32 len, int sqlstate,
 			  const char *reason, DecodeError *error)
 {
-	char		shown[SHOWN_LEN + 4];
-	char		short_reason[REASON_LEN + 1];
-	char		message[NAMEDATALEN + SHOWN_LEN + REASON_LEN + 64];
-	int			n = pg_mbcliplen(text, len, SHOWN_LEN);
-
-	memcpy(shown, text, n);
-	strcpy(shown + n, n < len ? "..." : "");
-	n = pg_mbcliplen(reason, strlen(reason), REASON_LEN);
-	memcpy(short_reason, reason, n);
-	short_reason[n] = '\0';
-
-	/* Most of PostgreSQL's own messages end with the value. */
-	if (len <= SHOWN_LEN && strstr(short_reason, shown))
-		snprintf(message, sizeof(message), "column \"%s\": %s", converter->column, short_reason);
-	else
-		snprintf(message, sizeof(message), "column \"%s\" cannot take \"%s\": %s",
-				 converter->column, shown, short_reason);
-	error->sqlstate = sqlstate;
-	n = pg_mbcliplen(message, strlen(message), DECODE_MESSAGE_LEN - 1);
-	memcpy(error->message, message, n);
-	error->message[n] = '\0';
+	if (converter->to_server && !is_ascii(text, len))
+		len = 0;
+	return refuse(converter, text, len, sqlstate, reason, error);
 }
 
 /* One try at what may throw. */
@@ -188,7 +200,24 @@ typedef struct Attempt
 	int32		len;
 	Datum		value;
 	bool		isnull;
+	ErrorData  *error;			/* one that was not thrown */
 } Attempt;
+
+/*
+ * Is what a step threw the value's fault? Names that do not exist (42) and what cannot be
+ * taken (0A) are, too, when PostgreSQL's own input says so (regclass, aclitem, tsvector).
+ * Code of users says such things of itself.
+ */
+static bool
+value_at_fault(int sqlstate, bool user_code)
+{
+	int			class = ERRCODE_TO_CATEGORY(sqlstate);
+
+	return ErrorClassify(sqlstate) == ERROR_BAD_RECORD ||
+		sqlstate == ERRCODE_SYNTAX_ERROR || sqlstate == ERRCODE_CARDINALITY_VIOLATION ||
+		(!user_code && (class == ERRCODE_SYNTAX_ERROR_OR_ACCESS_RULE_VIOLATION ||
+						class == ERRCODE_FEATURE_NOT_SUPPORTED));
+}
 
 /*
  * Run a step; an error about the value is returned, copied to the current memory context, others are
@@ -206,7 +235,7 @@ attempt(void (*step) (Attempt *), Attempt *what, bool user_code)
 	if (user_code && IsInParallelMode())
 	{
 		step(what);
-		return NULL;
+		return what->error;
 	}
 	if (user_code)
 	{
@@ -230,9 +259,9 @@ attempt(void (*step) (Attempt *), Attempt *what, bool user_code)
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
-	if (error && ErrorClassify(error->sqlerrcode) != ERROR_BAD_RECORD)
+	if (error && !value_at_fault(error->sqlerrcode, user_code))
 		ReThrowError(error);
-	return error;
+	return error ? error : what->error;
 }
 
 /* ---- steps ---- */
@@ -241,9 +270,11 @@ static void
 step_input(Attempt *what)
 {
 	Converter  *converter = what->converter;
+	ErrorSaveContext soft = {T_ErrorSaveContext, false, true, NULL};
 
-	what->value = InputFunctionCall(&converter->input, what->text, converter->ioparam,
-									converter->typmod);
+	if (!InputFunctionCallSafe(&converter->input, what->text, converter->ioparam, converter->typmod,
+							   (Node *) &soft, &what->value))
+		what->error = soft.error_data;
 }
 
 static void
@@ -307,24 +338,12 @@ terminated(Converter *converter, const char *text, int32 len)
 	return buffer->data;
 }
 
-/* Soft errors need no subtransaction, nor do those of PostgreSQL's own input functions. */
-static bool
-plain_input(Converter *converter, const char *text, int32 len, Datum *value, DecodeError *error)
-{
-	ErrorSaveContext soft = {T_ErrorSaveContext, false, true, NULL};
-
-	if (InputFunctionCallSafe(&converter->input, terminated(converter, text, len),
-							  converter->ioparam, converter->typmod, (Node *) &soft, value))
-		return true;
-	ConvertRefuse(converter, text, len, soft.error_data->sqlerrcode, soft.error_data->message, error);
-	return false;
-}
-
+/* Run a step on a text; what it finds wrong goes to *error. */
 static bool
 try_step(Converter *converter, void (*step) (Attempt *), const char *text, int32 len, bool user_code,
 		 Datum *value, DecodeError *error)
 {
-	Attempt		what = {converter, terminated(converter, text, len), len, (Datum) 0, false};
+	Attempt		what = {converter, terminated(converter, text, len), len};
 	ErrorData  *failed = attempt(step, &what, user_code);
 
 	*value = what.value;
@@ -332,27 +351,32 @@ try_step(Converter *converter, void (*step) (Attempt *), const char *text, int32
 		return true;
 	if (step == step_populate)
 		start_populate(converter);
-	ConvertRefuse(converter, text, len, failed->sqlerrcode, failed->message, error);
+	(void) refuse(converter, text, len, failed->sqlerrcode, failed->message, error);
 	FreeErrorData(failed);
 	return false;
 }
 
-/* Milliseconds since 1970, as a JSON number, to a timestamp in UTC. */
+/*
+ * Seconds or milliseconds since 1970, as a JSON number, to a timestamp in UTC. Which of the two, the size
+ * says: nobody's readings are of the year 5138, and hardly any of January 1970.
+ */
 static bool
 epoch_timestamp(Converter *converter, const char *text, int32 len, Timestamp *value)
 {
-	int64		ms;
+	int64		number;
 	double		us;
 
-	if (FastInteger(text, len, &ms))
+	if (FastInteger(text, len, &number))
 	{
-		if (ms > PG_INT64_MAX / 1000 || ms < PG_INT64_MIN / 1000)
+		int64		unit = number < SECONDS_BELOW && number > -SECONDS_BELOW ? USECS_PER_SEC : 1000;
+
+		if (pg_mul_s64_overflow(number, unit, value))
 			return false;
-		*value = ms * 1000;
 	}
 	else
 	{
-		us = rint(strtod(terminated(converter, text, len), NULL) * 1000.0);
+		us = strtod(terminated(converter, text, len), NULL);
+		us = rint(us * (fabs(us) < SECONDS_BELOW ? USECS_PER_SEC : 1000.0));
 		if (!FLOAT8_FITS_IN_INT64(us))
 			return false;
 		*value = (int64) us;
@@ -370,11 +394,8 @@ from_epoch(Converter *converter, const char *text, int32 len, Datum *value, Deco
 	int64		days;
 
 	if (!epoch_timestamp(converter, text, len, &when))
-	{
-		ConvertRefuse(converter, text, len, ERRCODE_DATETIME_VALUE_OUT_OF_RANGE,
-					  "milliseconds out of range", error);
-		return false;
-	}
+		return refuse(converter, text, len, ERRCODE_DATETIME_VALUE_OUT_OF_RANGE,
+					  "seconds or milliseconds since 1970 are out of range", error);
 	if (converter->base == DATEOID)
 	{
 		days = when / USECS_PER_DAY - (when % USECS_PER_DAY < 0 ? 1 : 0);
@@ -391,6 +412,21 @@ from_epoch(Converter *converter, const char *text, int32 len, Datum *value, Deco
 	return true;
 }
 
+/* bytea from JSON: a string in base64, or with hexadecimal digits behind \x. */
+static bool
+from_json_bytes(Converter *converter, ConvertForm form, const char *text, int32 len, Datum *value,
+				DecodeError *error)
+{
+	if (form != CONVERT_STRING)
+		return refuse(converter, text, len, ERRCODE_INVALID_TEXT_REPRESENTATION,
+					  "bytes are written as a string", error);
+	if (len >= 2 && text[0] == '\\' && text[1] == 'x')
+		return try_step(converter, step_input, text, len, false, value, error);
+	return FastBase64(text, len, value) ||
+		refuse(converter, text, len, ERRCODE_INVALID_TEXT_REPRESENTATION,
+			   "bytes are written in base64, or as hexadecimal digits behind \"\\x\"", error);
+}
+
 /* char(n) from no more than n characters, all ASCII: blanks up to n. */
 static bool
 fast_bpchar(const char *chars, int32 len, int32 typmod, Datum *value)
@@ -398,11 +434,8 @@ fast_bpchar(const char *chars, int32 len, int32 typmod, Datum *value)
 	int32		width = typmod - (int32) VARHDRSZ;
 	text	   *padded;
 
-	if (len > width)
+	if (len > width || !is_ascii(chars, len))
 		return false;
-	for (int32 i = 0; i < len; i++)
-		if (IS_HIGHBIT_SET(chars[i]))
-			return false;
 	padded = palloc(typmod);
 	SET_VARSIZE(padded, typmod);
 	memcpy(VARDATA(padded), chars, len);
@@ -469,6 +502,8 @@ fast_input(Converter *converter, const char *text, int32 len, Datum *value)
 				return false;
 			*value = Float4GetDatum(float4);
 			return true;
+		case NUMERICOID:
+			return converter->typmod < 0 && FastNumeric(text, len, value);
 		case TIMESTAMPTZOID:
 		case TIMESTAMPOID:
 			if (converter->typmod >= 0 ||
@@ -491,21 +526,45 @@ fast_input(Converter *converter, const char *text, int32 len, Datum *value)
 	}
 }
 
-static bool
-convert_base(Converter *converter, ConvertForm form, const char *text, int32 len,
-			 Datum *value, DecodeError *error)
+/* What the form decides, before the text does. true: *done is the result. */
+static inline bool
+convert_form(Converter *converter, ConvertForm form, const char *text, int32 len, Datum *value,
+			 DecodeError *error, bool *done)
 {
-	if (form == CONVERT_NUMBER &&
-		(converter->base == TIMESTAMPTZOID || converter->base == TIMESTAMPOID ||
-		 converter->base == DATEOID))
-		return from_epoch(converter, text, len, value, error);
-	if (form != CONVERT_STRING && converter->structured)
-		return try_step(converter, step_populate, text, len, converter->user_code, value, error);
-	if (fast_input(converter, text, len, value))
+	if (form == CONVERT_INPUT)
+		return false;
+	if (form == CONVERT_BYTES)
+	{
+		*value = PointerGetDatum(cstring_to_text_with_len(text, len));
+		*done = true;
 		return true;
-	if (converter->user_code)
-		return try_step(converter, step_input, text, len, true, value, error);
-	return plain_input(converter, text, len, value, error);
+	}
+	switch (converter->base)
+	{
+		case BYTEAOID:
+			*done = from_json_bytes(converter, form, text, len, value, error);
+			return true;
+		case TIMESTAMPTZOID:
+		case TIMESTAMPOID:
+		case DATEOID:
+			if (form != CONVERT_NUMBER)
+				return false;
+			*done = from_epoch(converter, text, len, value, error);
+			return true;
+		case TIMEOID:
+		case TIMETZOID:
+			if (form != CONVERT_NUMBER)
+				return false;
+			/* The input function would read 123456 as 12:34:56. */
+			*done = refuse(converter, text, len, ERRCODE_INVALID_TEXT_REPRESENTATION,
+						   "a time of day is written as a string", error);
+			return true;
+		default:
+			if (form != CONVERT_JSON || !converter->structured)
+				return false;
+			*done = try_step(converter, step_populate, text, len, converter->user_code, value, error);
+			return true;
+	}
 }
 
 static bool
@@ -517,35 +576,21 @@ check_domain(Converter *converter, const char *text, int32 len, Datum value, boo
 
 	if (failed == NULL)
 		return true;
-	ConvertRefuse(converter, text, len, failed->sqlerrcode, failed->message, error);
+	(void) refuse(converter, text, len, failed->sqlerrcode, failed->message, error);
 	FreeErrorData(failed);
 	return false;
 }
 
-bool
-Convert(Converter *converter, ConvertForm form, const char *text, int32 len,
-		Datum *value, DecodeError *error)
+/* Bring a text into the server's encoding, if a character does not exist there, say so. */
+static bool
+to_server(Converter *converter, const char **text, int32 *len, DecodeError *error)
 {
-	return convert_base(converter, form, text, len, value, error) &&
-		(!converter->is_domain || check_domain(converter, text, len, *value, false, error));
-}
-
-bool
-ConvertNull(Converter *converter, DecodeError *error)
-{
-	return !converter->is_domain ||
-		check_domain(converter, "null", 4, (Datum) 0, true, error);
-}
-
-bool
-ConvertFromUtf8(const Converter *converter, const char **text, int32 *len, DecodeError *error)
-{
-	Attempt		what = {NULL, unconstify(char *, *text), *len, (Datum) 0, false};
+	Attempt		what = {NULL, unconstify(char *, *text), *len};
 	ErrorData  *failed = attempt(step_encoding, &what, false);
 
 	if (failed)
 	{
-		ConvertRefuse(converter, "", 0, failed->sqlerrcode, failed->message, error);
+		(void) refuse(converter, "", 0, failed->sqlerrcode, failed->message, error);
 		FreeErrorData(failed);
 		return false;
 	}
@@ -555,4 +600,29 @@ ConvertFromUtf8(const Converter *converter, const char **text, int32 *len, Decod
 		*len = (int32) strlen(what.text);
 	}
 	return true;
+}
+
+bool
+Convert(Converter *converter, ConvertForm form, const char *text, int32 len,
+		Datum *value, DecodeError *error)
+{
+	bool		done;
+
+	if (converter->to_server && form != CONVERT_BYTES && !is_ascii(text, len) &&
+		!to_server(converter, &text, &len, error))
+		return false;
+	if (!convert_form(converter, form, text, len, value, error, &done))
+		done = fast_input(converter, text, len, value) ||
+			try_step(converter, step_input, text, len, converter->user_code, value, error);
+	return done &&
+		(!converter->is_domain ||
+		 check_domain(converter, form == CONVERT_BYTES ? "" : text, form == CONVERT_BYTES ? 0 : len,
+					  *value, false, error));
+}
+
+bool
+ConvertNull(Converter *converter, DecodeError *error)
+{
+	return !converter->is_domain ||
+		check_domain(converter, "null", 4, (Datum) 0, true, error);
 }

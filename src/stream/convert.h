@@ -3,8 +3,8 @@
  *		From the text of one value to the Datum of a column.
  *
  * What any format needs once it has found a value's text: the type's input rules, typmod, domain,
- * and an error that is returned and not thrown. Texts are not NUL-terminated and are in
- * the server's encoding.
+ * and an error that is returned and not thrown. Texts are valid UTF-8, whatever the server's encoding, and
+ * not NUL-terminated.
  */
 #ifndef HYBRIDIOT_CONVERT_H
 #define HYBRIDIOT_CONVERT_H
@@ -14,9 +14,12 @@
 /* What a text is, where the same bytes may mean different things. */
 typedef enum ConvertForm
 {
-	CONVERT_STRING,				/* as a user would write it for the type's input function */
-	CONVERT_NUMBER,				/* a JSON number: for dates and times, milliseconds since 1970 */
-	CONVERT_JSON				/* a JSON array or object; any JSON value where ConverterTakesJson() */
+	CONVERT_INPUT,				/* as a user would write it for the type's input function */
+	CONVERT_STRING,				/* a JSON string: the same, but base64 or \x and hexadecimal digits for bytea */
+	CONVERT_NUMBER,				/* a JSON number: for dates and timestamps, since 1970 */
+	CONVERT_LITERAL,			/* true or false */
+	CONVERT_JSON,				/* a JSON array or object; any JSON value where ConverterTakesJson() */
+	CONVERT_BYTES				/* any bytes, for bytea, as they are */
 } ConvertForm;
 
 typedef struct Converter Converter;
@@ -38,14 +41,8 @@ extern bool Convert(Converter *converter, ConvertForm form, const char *text, in
 /* May the column be NULL? Only a domain can object. */
 extern bool ConvertNull(Converter *converter, DecodeError *error);
 
-/*
- * Bring UTF-8 into the server's encoding; *text and *len change if anything did, to
- * palloc'd bytes. false: a character does not exist there.
- */
-extern bool ConvertFromUtf8(const Converter *converter, const char **text, int32 *len, DecodeError *error);
-
-/* Fill *error for a value of this column, of which a beginning is shown. */
-extern void ConvertRefuse(const Converter *converter, const char *text, int32 len,
+/* Fill *error for a value of this column, of which a beginning is shown. Always false. */
+extern bool ConvertRefuse(const Converter *converter, const char *text, int32 len,
 						  int sqlstate, const char *reason, DecodeError *error);
 
 #endif							/* HYBRIDIOT_CONVERT_H */

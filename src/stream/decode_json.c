@@ -24,7 +24,6 @@
 
 #define NO_NODE (-1)
 #define ROOT 0
-#define KEPT_TEXT (64 * 1024)	/* a larger buffer is given back after use */
 
 /* A step of some column's path. */
 typedef struct PathNode
@@ -54,10 +53,7 @@ struct Decoder
 	int			nnodes;
 	Column	   *columns;
 	int			ncolumns;
-	bool		to_server;		/* the server's encoding is not UTF-8 */
-	char	   *text;			/* a string without its escapes */
-	int32		text_size;
-	MemoryContext context;
+	DecodeBuffer text;			/* a string without its escapes */
 };
 
 /* ---- preparing ---- */
@@ -165,8 +161,7 @@ json_prepare(const DecodeColumn *columns, int ncolumns)
 	}
 	qsort(sorted, ncolumns, sizeof(DecodeColumn *), compare_paths);
 
-	decoder->context = CurrentMemoryContext;
-	decoder->to_server = GetDatabaseEncoding() != PG_UTF8 && GetDatabaseEncoding() != PG_SQL_ASCII;
+	DecodeBufferInit(&decoder->text);
 	decoder->nodes = palloc(sizeof(PathNode) * nsteps);
 	decoder->columns = palloc(sizeof(Column) * Max(ncolumns, 1));
 	decoder->ncolumns = ncolumns;
@@ -199,21 +194,6 @@ has_name(const PathNode *node, const char *name, int32 len)
 	return node->len == len && memcmp(node->name, name, len) == 0;
 }
 
-/* The decoder's buffer, of this size at least. */
-static char *
-text_buffer(Decoder *decoder, int32 size)
-{
-	if (decoder->text_size < size || (decoder->text_size > KEPT_TEXT && size <= KEPT_TEXT))
-	{
-		if (decoder->text)
-			pfree(decoder->text);
-		decoder->text = NULL;
-		decoder->text_size = Max(size, 1024);
-		decoder->text = MemoryContextAllocHuge(decoder->context, decoder->text_size);
-	}
-	return decoder->text;
-}
-
 /* The child that a key names; last is the one found before it in this object, or NO_NODE. */
 static int
 find_child(Decoder *decoder, int parent, int last, const JsonPiece *key)
@@ -227,7 +207,7 @@ find_child(Decoder *decoder, int parent, int last, const JsonPiece *key)
 	if (key->escaped)
 	{
 		const char *problem;
-		char	   *text = text_buffer(decoder, len);
+		char	   *text = DecodeBufferReserve(&decoder->text, len);
 
 		/* What cannot be text is no column's name. */
 		len = JsonUnescape(key, text, &problem);
@@ -295,24 +275,14 @@ scan_columns(Decoder *decoder, JsonScan *scan, int parent)
 }
 
 static bool
-refuse_document(DecodeError *error, int sqlstate, const char *problem)
-{
-	error->sqlstate = sqlstate;
-	strlcpy(error->message, problem, sizeof(error->message));
-	return false;
-}
-
-static bool
 refuse_scan(const JsonScan *scan, DecodeError *error)
 {
-	error->sqlstate = scan->too_deep ? ERRCODE_STATEMENT_TOO_COMPLEX : ERRCODE_INVALID_TEXT_REPRESENTATION;
+	int			sqlstate = scan->too_deep ? ERRCODE_STATEMENT_TOO_COMPLEX : ERRCODE_INVALID_TEXT_REPRESENTATION;
+	int			place = (int) (scan->at - scan->start);
+
 	if (scan->at < scan->end && *scan->at > ' ' && *scan->at < 0x7F)
-		snprintf(error->message, sizeof(error->message), "invalid JSON: %s, at byte %d, \"%c\"",
-				 scan->problem, (int) (scan->at - scan->start), *scan->at);
-	else
-		snprintf(error->message, sizeof(error->message), "invalid JSON: %s, at byte %d",
-				 scan->problem, (int) (scan->at - scan->start));
-	return false;
+		return DecodeRefuse(error, sqlstate, "invalid JSON: %s, at byte %d, \"%c\"", scan->problem, place, *scan->at);
+	return DecodeRefuse(error, sqlstate, "invalid JSON: %s, at byte %d", scan->problem, place);
 }
 
 static bool
@@ -320,16 +290,9 @@ scan_document(Decoder *decoder, const char *bytes, int32 len, DecodeError *error
 {
 	JsonScan	scan;
 	JsonPiece	whole;
-	int			valid = pg_encoding_verifymbstr(PG_UTF8, bytes, len);
 
-	if (valid != len)
-	{
-		error->sqlstate = ERRCODE_CHARACTER_NOT_IN_REPERTOIRE;
-		snprintf(error->message, sizeof(error->message),
-				 "payload is not valid UTF-8 text: byte 0x%02x at byte %d",
-				 (unsigned char) bytes[valid], valid);
+	if (!DecodeCheckUtf8(bytes, len, error))
 		return false;
-	}
 	forget(decoder, ROOT, decoder->nnodes);
 	JsonScanInit(&scan, bytes, len, HYBRIDIOT_JSON_DEPTH);
 	if (scan.at < scan.end && *scan.at == '{' && decoder->ncolumns > 0)
@@ -340,21 +303,11 @@ scan_document(Decoder *decoder, const char *bytes, int32 len, DecodeError *error
 	}
 	if (!JsonScanValue(&scan, &whole) || !JsonScanFinish(&scan))
 		return refuse_scan(&scan, error);
-	if (whole.kind != JSON_KIND_OBJECT)
-		return refuse_document(error, ERRCODE_INVALID_TEXT_REPRESENTATION, "payload is not a JSON object");
-	return true;
+	return whole.kind == JSON_KIND_OBJECT ||
+		DecodeRefuse(error, ERRCODE_INVALID_TEXT_REPRESENTATION, "payload is not a JSON object");
 }
 
 /* ---- values ---- */
-
-static inline bool
-is_ascii(const char *text, int32 len)
-{
-	for (int32 i = 0; i < len; i++)
-		if (IS_HIGHBIT_SET(text[i]))
-			return false;
-	return true;
-}
 
 /* Nothing lies at the path: NULL, if all above it is an object, NULL or missing itself. */
 static bool
@@ -366,14 +319,9 @@ convert_missing(Decoder *decoder, const Column *column, DecodeError *error)
 
 		if (node->piece.kind != JSON_KIND_MISSING && node->piece.kind != JSON_KIND_NULL &&
 			node->piece.kind != JSON_KIND_OBJECT)
-		{
-			bool		shown = !decoder->to_server || is_ascii(node->piece.bytes, node->piece.len);
-
-			ConvertRefuse(column->converter, shown ? node->piece.bytes : "", shown ? node->piece.len : 0,
-						  ERRCODE_INVALID_TEXT_REPRESENTATION, "its path leads through what is not a JSON object",
-						  error);
-			return false;
-		}
+			return ConvertRefuse(column->converter, node->piece.bytes, node->piece.len,
+								 ERRCODE_INVALID_TEXT_REPRESENTATION,
+								 "its path leads through what is not a JSON object", error);
 	}
 	return ConvertNull(column->converter, error);
 }
@@ -385,41 +333,35 @@ convert_piece(Decoder *decoder, const Column *column, Datum *value, DecodeError 
 	const JsonPiece *piece = &decoder->nodes[column->node].piece;
 	const char *text = piece->bytes;
 	int32		len = piece->len;
-	ConvertForm form = CONVERT_STRING;
+	ConvertForm form = CONVERT_JSON;
 	const char *problem;
 
 	if (ConverterTakesJson(column->converter))
 	{
-		form = CONVERT_JSON;
 		if (piece->kind == JSON_KIND_STRING)
 		{
 			text--;				/* with its quotes */
 			len += 2;
 		}
 	}
-	else if (piece->kind == JSON_KIND_STRING && piece->escaped)
+	else if (piece->kind == JSON_KIND_STRING)
 	{
-		char	   *buffer = text_buffer(decoder, len);
-
-		len = JsonUnescape(piece, buffer, &problem);
-		text = buffer;
-		if (len < 0)
+		form = CONVERT_STRING;
+		if (piece->escaped)
 		{
-			bool		shown = !decoder->to_server || is_ascii(piece->bytes, piece->len);
+			char	   *buffer = DecodeBufferReserve(&decoder->text, len);
 
-			ConvertRefuse(column->converter, shown ? piece->bytes : "", shown ? piece->len : 0,
-						  ERRCODE_UNTRANSLATABLE_CHARACTER, problem, error);
-			return false;
+			len = JsonUnescape(piece, buffer, &problem);
+			text = buffer;
+			if (len < 0)
+				return ConvertRefuse(column->converter, piece->bytes, piece->len,
+									 ERRCODE_UNTRANSLATABLE_CHARACTER, problem, error);
 		}
 	}
 	else if (piece->kind == JSON_KIND_NUMBER)
 		form = CONVERT_NUMBER;
-	else if (piece->kind == JSON_KIND_ARRAY || piece->kind == JSON_KIND_OBJECT)
-		form = CONVERT_JSON;
-
-	if (decoder->to_server && !is_ascii(text, len) &&
-		!ConvertFromUtf8(column->converter, &text, &len, error))
-		return false;
+	else if (piece->kind == JSON_KIND_LITERAL)
+		form = CONVERT_LITERAL;
 	return Convert(column->converter, form, text, len, value, error);
 }
 

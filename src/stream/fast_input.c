@@ -9,6 +9,7 @@
 #include <float.h>
 
 #include "utils/datetime.h"
+#include "utils/numeric.h"
 
 #include "stream/fast_input.h"
 
@@ -142,6 +143,21 @@ FastFloat4(const char *text, int32 len, float *value)
 	number = (float) mantissa;
 	number = power < 0 ? number / powers[-power] : number * powers[power];
 	*value = negative ? -number : number;
+	return true;
+}
+
+bool
+FastNumeric(const char *text, int32 len, Datum *value)
+{
+	bool		negative;
+	uint64		mantissa;
+	int			power;
+
+	/* An exponent would change the scale that is shown. */
+	if (!split_decimal(text, len, &negative, &mantissa, &power) || power > 0 || len > 18 ||
+		memchr(text, 'e', len) || memchr(text, 'E', len))
+		return false;
+	*value = NumericGetDatum(int64_div_fast_to_numeric(negative ? -(int64) mantissa : (int64) mantissa, -power));
 	return true;
 }
 
@@ -281,5 +297,82 @@ FastUuid(const char *text, int32 len, pg_uuid_t *value)
 			return false;
 		value->data[i] = (unsigned char) (high << 4 | low);
 	}
+	return true;
+}
+
+/* ---- base64 ---- */
+
+/* The six bits of a character; -1: padding; -2: white space; -3: none of base64. */
+static inline int
+six_bits(char c)
+{
+	if (c >= 'A' && c <= 'Z')
+		return c - 'A';
+	if (c >= 'a' && c <= 'z')
+		return c - 'a' + 26;
+	if (c >= '0' && c <= '9')
+		return c - '0' + 52;
+	switch (c)
+	{
+		case '+':
+		case '-':
+			return 62;
+		case '/':
+		case '_':
+			return 63;
+		case '=':
+			return -1;
+		case ' ':
+		case '\t':
+		case '\n':
+		case '\r':
+			return -2;
+		default:
+			return -3;
+	}
+}
+
+bool
+FastBase64(const char *text, int32 len, Datum *value)
+{
+	bytea	   *result = palloc(VARHDRSZ + (Size) len / 4 * 3 + 3);
+	char	   *out = VARDATA(result);
+	uint32		bits = 0;
+	int			digits = 0;
+	int			padding = 0;
+
+	for (int32 i = 0; i < len; i++)
+	{
+		int			six = six_bits(text[i]);
+
+		if (six == -2)
+			continue;
+		if (six == -1)
+		{
+			padding++;
+			continue;
+		}
+		if (six < 0 || padding > 0)
+			return false;
+		bits = bits << 6 | six;
+		if (++digits % 4 == 0)
+		{
+			*out++ = (char) (bits >> 16);
+			*out++ = (char) (bits >> 8);
+			*out++ = (char) bits;
+		}
+	}
+	/* A last group of two or three digits is one byte or two; padding fills it up, or is left out. */
+	if (digits % 4 == 1 || (padding > 0 && (digits % 4 == 0 || padding != 4 - digits % 4)))
+		return false;
+	if (digits % 4 == 2)
+		*out++ = (char) (bits >> 4);
+	else if (digits % 4 == 3)
+	{
+		*out++ = (char) (bits >> 10);
+		*out++ = (char) (bits >> 2);
+	}
+	SET_VARSIZE(result, out - (char *) result);
+	*value = PointerGetDatum(result);
 	return true;
 }

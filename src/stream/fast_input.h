@@ -4,7 +4,7 @@
  *
  * Each function either gives exactly the value that the type's input function gives for this
  * text, and returns true, or returns false: then the input function decides, and finds the words if it is
- * an error. Nothing here throws, allocates, or depends on settings.
+ * an error. Nothing here throws or depends on settings. What a Datum points to is in the current memory context.
  */
 #ifndef HYBRIDIOT_FAST_INPUT_H
 #define HYBRIDIOT_FAST_INPUT_H
@@ -31,5 +31,14 @@ extern bool FastDate(const char *text, int32 len, DateADT *value);
 
 /* 8-4-4-4-12 hexadecimal digits */
 extern bool FastUuid(const char *text, int32 len, pg_uuid_t *value);
+
+/* Up to 18 digits, perhaps with a point, as numeric without a typmod. */
+extern bool FastNumeric(const char *text, int32 len, Datum *value);
+
+/*
+ * Base64 as bytea, whose input function does not know it: the standard alphabet or that of URLs, with
+ * or without padding, white space anywhere. false: it is none.
+ */
+extern bool FastBase64(const char *text, int32 len, Datum *value);
 
 #endif							/* HYBRIDIOT_FAST_INPUT_H */

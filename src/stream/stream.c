@@ -220,6 +220,7 @@ add_payload(DecodeColumn *column, Form_pg_attribute att, const char *path)
 		column->path[column->npath++] = pstrdup(column->name);
 		return;
 	}
+	column->path_given = true;
 	copy = pstrdup(path);
 	column->path = palloc(sizeof(char *) * (strlen(path) + 1));
 	for (char *part = strtok_r(copy, ".", &rest); part; part = strtok_r(NULL, ".", &rest))
@@ -267,7 +268,7 @@ open_columns(Stream *stream, ForeignTable *table)
 						stream->name, event_time)));
 
 	stream->payload_columns = ncolumns > 0;
-	stream->ops = &DecodeJson;
+	stream->ops = DecodeFormat(OptionGet(table->options, "format"));
 	if (ncolumns > 0)
 		stream->decoder = stream->ops->prepare(columns, ncolumns);
 }

@@ -62,7 +62,8 @@ CREATE TABLE hybridiot.pipeline_definition (
 	max_errors pg_catalog.int4 NOT NULL,
 	on_error pg_catalog.text NOT NULL CHECK (on_error IN ('dead_letter', 'stop')),
 	keep_closed pg_catalog.interval NOT NULL,
-	notify pg_catalog.name
+	notify pg_catalog.name,
+	commands pg_catalog.bool NOT NULL DEFAULT false
 );
 COMMENT ON TABLE hybridiot.pipeline_definition IS 'pipelines as they were created; read hybridiot.pipeline instead';
 
@@ -111,14 +112,16 @@ CREATE TABLE hybridiot.dead_letter_record (
 CREATE INDEX dead_letter_record_pipeline_idx ON hybridiot.dead_letter_record (pipeline, id);
 COMMENT ON TABLE hybridiot.dead_letter_record IS 'records that could not be applied; read hybridiot.dead_letter instead';
 
--- Written by the manager; a dump, a template copy and an upgraded cluster take it along.
-CREATE TABLE hybridiot.instance (
+CREATE TABLE hybridiot.pipeline_origin (
+	pipeline pg_catalog.int4 PRIMARY KEY REFERENCES hybridiot.pipeline_definition ON DELETE CASCADE,
 	system_id pg_catalog.int8 NOT NULL,
-	database pg_catalog.oid NOT NULL
+	timeline pg_catalog.int4,
+	database pg_catalog.oid NOT NULL,
+	instance pg_catalog.uuid
 );
-COMMENT ON TABLE hybridiot.instance IS 'the cluster and database that pipelines belong to: elsewhere they are copies and wait to be resumed';
+COMMENT ON TABLE hybridiot.pipeline_origin IS
+'where pipelines were created or resumed: elsewhere they are copies and wait to be resumed. Not dumped: what is restored has no origin';
 
-SELECT pg_catalog.pg_extension_config_dump('hybridiot.instance', '');
 SELECT pg_catalog.pg_extension_config_dump('hybridiot.pipeline_definition', '');
 SELECT pg_catalog.pg_extension_config_dump('hybridiot.pipeline_definition_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('hybridiot.pipeline_position', '');
@@ -185,6 +188,11 @@ CREATE FUNCTION hybridiot.resume_pipeline(name pg_catalog.name) RETURNS pg_catal
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_resume_pipeline';
 COMMENT ON FUNCTION hybridiot.resume_pipeline(pg_catalog.name) IS
 'lets a paused or failed pipeline go on from its position';
+
+CREATE FUNCTION hybridiot.resume_all() RETURNS pg_catalog.int4
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_resume_all';
+COMMENT ON FUNCTION hybridiot.resume_all() IS
+'lets all pipelines of yours that are failed or held (copied, promoted) go on from their positions, not those that were paused by hand; returns how many';
 
 CREATE FUNCTION hybridiot.run_pipeline(
 	name pg_catalog.name,
@@ -371,6 +379,7 @@ CREATE TABLE hybridiot.command_origin (
 	system_id pg_catalog.int8 NOT NULL,
 	timeline pg_catalog.int4 NOT NULL,
 	database pg_catalog.oid NOT NULL,
+	instance pg_catalog.uuid,
 	epoch pg_catalog.int8,
 	server pg_catalog.oid NOT NULL,
 	queued_xid pg_catalog.xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
@@ -391,6 +400,7 @@ CREATE TABLE hybridiot.reply_address (
 	system_id pg_catalog.int8 NOT NULL,
 	timeline pg_catalog.int4 NOT NULL,
 	database pg_catalog.oid NOT NULL,
+	instance pg_catalog.uuid,
 	reply_id pg_catalog.uuid NOT NULL DEFAULT pg_catalog.gen_random_uuid()
 );
 COMMENT ON TABLE hybridiot.reply_address IS

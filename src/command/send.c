@@ -9,6 +9,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/xact.h"
 #include "commands/trigger.h"
 #include "fmgr.h"
 #include "miscadmin.h"
@@ -17,7 +18,9 @@
 #include "utils/uuid.h"
 
 #include "command/request.h"
+#include "core/catalog_origin.h"
 #include "core/shmem.h"
+#include "core/worker.h"
 
 /* Columns of hybridiot.command. */
 enum
@@ -72,12 +75,34 @@ find_before(const CommandRequest *request, pg_uuid_t *id)
 	return true;
 }
 
+/*
+ * A pipeline that sends is one that commands, though its statement may not show it: that is known no later than
+ * its first command. Rolled back, both are; so each subtransaction looks for itself.
+ */
+static void
+note_pipeline(void)
+{
+	static FullTransactionId seen_in = {0};
+	static SubTransactionId seen_in_sub = InvalidSubTransactionId;
+	FullTransactionId xid;
+
+	if (!InPipeline || MyWorkerSlot == NULL)
+		return;
+	xid = GetTopFullTransactionId();
+	if (FullTransactionIdEquals(xid, seen_in) && seen_in_sub == GetCurrentSubTransactionId())
+		return;
+	CatalogSetCommanding(MyWorkerSlot->object, true);
+	seen_in = xid;
+	seen_in_sub = GetCurrentSubTransactionId();
+}
+
 /* Into the worker's queue; the row itself is written by the caller, or by the statement that fired us. */
 static void
 enqueue(const CommandRequest *request)
 {
 	CommandEvent event = {true, request->id, request->queued_at, CommandStateName(COMMAND_QUEUED), NULL};
 
+	note_pipeline();
 	CatalogInsertOrigin(&request->id, request->server, 0);
 	CatalogInsertEvents(&event, 1);
 	WakeAtCommit(WAKE_COMMAND);

@@ -12,7 +12,6 @@
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "access/genam.h"
-#include "access/xlog.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
@@ -37,14 +36,14 @@ CatalogExtension(void)
 	return get_extension_oid(HYBRIDIOT_EXTENSION, true);
 }
 
-Oid
-CatalogOwner(void)
+/* Owner and version (palloc'd) of the extension; false if it is not there. */
+static bool
+read_extension(Oid *owner, char **version)
 {
 	Relation	rel;
 	ScanKeyData key;
 	SysScanDesc scan;
 	HeapTuple	tuple;
-	Oid			owner = InvalidOid;
 
 	rel = table_open(ExtensionRelationId, AccessShareLock);
 	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ,
@@ -52,15 +51,44 @@ CatalogOwner(void)
 	scan = systable_beginscan(rel, ExtensionNameIndexId, true, NULL, 1, &key);
 	tuple = systable_getnext(scan);
 	if (HeapTupleIsValid(tuple))
-		owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
+	{
+		bool		isnull;
+
+		*owner = ((Form_pg_extension) GETSTRUCT(tuple))->extowner;
+		*version = TextDatumGetCString(heap_getattr(tuple, Anum_pg_extension_extversion,
+													RelationGetDescr(rel), &isnull));
+	}
 	systable_endscan(scan);
 	table_close(rel, AccessShareLock);
+	return HeapTupleIsValid(tuple);
+}
 
-	if (!OidIsValid(owner))
+char *
+CatalogVersion(void)
+{
+	Oid			owner;
+	char	   *version;
+
+	return read_extension(&owner, &version) ? version : NULL;
+}
+
+Oid
+CatalogOwner(void)
+{
+	Oid			owner;
+	char	   *version;
+
+	if (!read_extension(&owner, &version))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("extension \"%s\" is not installed in this database", HYBRIDIOT_EXTENSION),
 				 errhint("Run CREATE EXTENSION hybridiot.")));
+	if (strcmp(version, HYBRIDIOT_VERSION) != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("extension \"%s\" is version %s in this database, and its library is %s",
+						HYBRIDIOT_EXTENSION, version, HYBRIDIOT_VERSION),
+				 errhint("Run ALTER EXTENSION hybridiot UPDATE.")));
 	return owner;
 }
 
@@ -392,31 +420,6 @@ CatalogSetFailure(int32 id, const char *reason)
 }
 
 int32 *
-CatalogEnabledPipelines(MemoryContext context, char ***names, int *n)
-{
-	static CatalogQuery query = {
-		.sql = "SELECT id, name::text FROM hybridiot.pipeline_definition"
-		" WHERE enabled AND failure IS NULL ORDER BY id"
-	};
-	CatalogScope scope;
-	int32	   *ids;
-
-	CatalogEnter(&scope);
-	*n = (int) CatalogExecute(&query, NULL, NULL, 0);
-	ids = MemoryContextAlloc(context, sizeof(int32) * (*n + 1));
-	*names = MemoryContextAlloc(context, sizeof(char *) * (*n + 1));
-	for (int i = 0; i < *n; i++)
-	{
-		bool		isnull;
-
-		ids[i] = DatumGetInt32(CatalogColumn(i, 1, &isnull));
-		(*names)[i] = CatalogString(i, 2, context);
-	}
-	CatalogLeave(&scope);
-	return ids;
-}
-
-int32 *
 CatalogVisiblePipelines(Oid role, MemoryContext context, int *n)
 {
 	static CatalogQuery query = {
@@ -439,28 +442,6 @@ CatalogVisiblePipelines(Oid role, MemoryContext context, int *n)
 	}
 	CatalogLeave(&scope);
 	return ids;
-}
-
-void
-CatalogHoldCopies(void)
-{
-	static CatalogQuery query = {
-		.sql = "WITH elsewhere AS (DELETE FROM hybridiot.instance"
-		" WHERE (system_id, database) IS DISTINCT FROM ($1, $2) RETURNING database),"
-		" here AS (INSERT INTO hybridiot.instance (system_id, database) SELECT $1, $2"
-		" WHERE NOT EXISTS (SELECT FROM hybridiot.instance WHERE (system_id, database) = ($1, $2)))"
-		" UPDATE hybridiot.pipeline_definition SET failure = 'copied'"
-		" WHERE enabled AND failure IS NULL AND EXISTS (SELECT FROM elsewhere)",
-		.nargs = 2,.argtypes = {INT8OID, OIDOID}
-	};
-	CatalogScope scope;
-	Datum		values[] = {
-		Int64GetDatum((int64) GetSystemIdentifier()), ObjectIdGetDatum(MyDatabaseId)
-	};
-
-	CatalogEnter(&scope);
-	CatalogExecute(&query, values, NULL, 0);
-	CatalogLeave(&scope);
 }
 
 bool

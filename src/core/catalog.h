@@ -23,7 +23,9 @@ typedef struct CatalogScope
 
 /* OID of the extension; InvalidOid if it is not there. */
 extern Oid	CatalogExtension(void);
-/* Owner of the extension; ereport 55000 if the extension is not there. */
+/* Version of the extension in this database, palloc'd; NULL if it is not there. The library goes with HYBRIDIOT_VERSION only. */
+extern char *CatalogVersion(void);
+/* Owner of the extension; ereport 55000 if the extension is not there, or of another version than the library. */
 extern Oid	CatalogOwner(void);
 
 /*
@@ -148,19 +150,10 @@ extern void CatalogWriteDeadLetters(int32 id, Oid stream, const DeadLetter *lett
 extern void CatalogReadProgress(int32 id, TimestampTz *watermark, TimestampTz *closed_before);
 extern void CatalogWriteProgress(int32 id, TimestampTz watermark, TimestampTz closed_before);
 
-/*
- * Is this database a copy (a restored dump, a template copy, an upgraded
- * cluster)? Then its pipelines stop, reason "copied", until they are resumed. In a transaction of the manager,
- * before it starts anything.
- */
-extern void CatalogHoldCopies(void);
-
 /* Is there any server of the AMQP wrapper in this database? In a transaction. */
 extern bool CatalogHasAmqpServer(void);
 
 /* ids of all pipelines whose owner's rights the role has. */
 extern int32 *CatalogVisiblePipelines(Oid role, MemoryContext context, int *n);
-/* ids of pipelines a manager should have running. */
-extern int32 *CatalogEnabledPipelines(MemoryContext context, char ***names, int *n);
 
 #endif							/* HYBRIDIOT_CATALOG_H */

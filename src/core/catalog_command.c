@@ -4,7 +4,7 @@
  *
  * hybridiot.command is what the user sees and is kept for weeks;
  * hybridiot.command_origin holds only the commands that are not final, says where
- * they come from (system, timeline, database, epoch of the worker) and is the
+ * they come from (system, timeline, database, instance, epoch of the worker) and is the
  * worker's queue, so that the journal is never searched for work and its
  * updates, which touch no indexed column, stay heap-only.
  */
@@ -12,15 +12,17 @@
 
 #include "access/transam.h"
 #include "access/xact.h"
-#include "access/xlog.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "core/catalog_command.h"
+#include "core/catalog_origin.h"
 #include "core/compat.h"
 
 bool		CatalogInsertingCommand = false;
@@ -160,9 +162,15 @@ put_interval_ms(Parameters *p, int64 ms)
 static void
 put_identity(Parameters *p)
 {
-	put(p, Int64GetDatum((int64) GetSystemIdentifier()));
-	put(p, Int32GetDatum((int32) GetWALInsertionTimeLine()));
-	put(p, ObjectIdGetDatum(MyDatabaseId));
+	Datum		values[IDENTITY_ARGS];
+	char		nulls[IDENTITY_ARGS];
+
+	CatalogIdentity(values, nulls);
+	for (int i = 0; i < IDENTITY_ARGS; i++)
+	{
+		put(p, values[i]);
+		p->nulls[p->n - 1] = nulls[i];
+	}
 }
 
 static int64
@@ -320,14 +328,15 @@ CatalogFindIdempotent(const CommandRequest *request, pg_uuid_t *id, bool *same)
 	return true;
 }
 
-#define INSERT_ORIGIN \
-	"INSERT INTO hybridiot.command_origin (command_id, system_id, timeline, database, epoch, server)" \
-	" VALUES ($1, $2, $3, $4, $5, $6)"
-#define INSERT_ORIGIN_TYPES UUIDOID, INT8OID, INT4OID, OIDOID, INT8OID, OIDOID
-
 static CatalogQuery insert_origin = {
-	.sql = INSERT_ORIGIN,.nargs = 6,.argtypes = {INSERT_ORIGIN_TYPES}
+	.sql = "INSERT INTO hybridiot.command_origin (command_id, system_id, timeline, database, instance, epoch, server)"
+	" VALUES ($1, $2, $3, $4, $5, $6, $7)",
+	.nargs = IDENTITY_ARGS + 3,.argtypes = {UUIDOID, IDENTITY_TYPES, INT8OID, OIDOID}
 };
+
+/* Does an origin o come from elsewhere than $1 to $4? An instance that was not known is no difference. */
+#define ELSEWHERE \
+	"((o.system_id, o.timeline, o.database) IS DISTINCT FROM ($1, $2, $3) OR coalesce(o.instance <> $4, false))"
 
 void
 CatalogInsertOrigin(const pg_uuid_t *id, Oid server, int64 epoch)
@@ -353,6 +362,7 @@ CatalogInsertForeignOrigin(const pg_uuid_t *id)
 	put(&p, Int64GetDatum(0));
 	put(&p, Int32GetDatum(0));
 	put(&p, ObjectIdGetDatum(InvalidOid));
+	put_null(&p);
 	put_null(&p);
 	put(&p, ObjectIdGetDatum(InvalidOid));
 	CatalogExecute(&insert_origin, p.values, p.nulls, 0);
@@ -588,19 +598,19 @@ CatalogReadQueue(uint64 after_xid, int64 after_seq, int limit,
 {
 	static CatalogQuery query = {
 		.sql = "SELECT o.command_id, o.server, c.device, c.mode, c.expires_at, c.reply_within, o.queued_xid, o.seq,"
-		" (o.system_id, o.timeline, o.database) IS DISTINCT FROM ($3, $4, $5)"
+		" " ELSEWHERE
 		" FROM hybridiot.command_origin o JOIN hybridiot.command c ON c.id = o.command_id"
-		" WHERE o.epoch IS NULL AND (o.queued_xid, o.seq) > ($1, $2)"
-		" ORDER BY o.queued_xid, o.seq LIMIT $6",
-		.nargs = 6,.argtypes = {XID8OID, INT8OID, INT8OID, INT4OID, OIDOID, INT4OID}
+		" WHERE o.epoch IS NULL AND (o.queued_xid, o.seq) > ($5, $6)"
+		" ORDER BY o.queued_xid, o.seq LIMIT $7",
+		.nargs = IDENTITY_ARGS + 3,.argtypes = {IDENTITY_TYPES, XID8OID, INT8OID, INT4OID}
 	};
 	Parameters	p = {0};
 	bool		isnull;
 	int			n;
 
+	put_identity(&p);
 	put(&p, UInt64GetDatum(after_xid));
 	put(&p, Int64GetDatum(after_seq));
-	put_identity(&p);
 	put(&p, Int32GetDatum(limit));
 	n = (int) CatalogExecute(&query, p.values, p.nulls, 0);
 	*commands = MemoryContextAllocZero(context, sizeof(QueuedCommand) * (n + 1));
@@ -689,10 +699,9 @@ CatalogForgetHistory(int64 epoch, bool all)
 {
 	static CatalogQuery by_origin = {
 		.sql = "WITH gone AS MATERIALIZED ("
-		" SELECT o.command_id, (o.system_id, o.timeline, o.database) IS DISTINCT FROM ($1, $2, $3) AS copied"
+		" SELECT o.command_id, " ELSEWHERE " AS copied"
 		" FROM hybridiot.command_origin o LEFT JOIN hybridiot.command c ON c.id = o.command_id"
-		" WHERE (o.system_id, o.timeline, o.database) IS DISTINCT FROM ($1, $2, $3)"
-		" OR (o.epoch <> $4 AND c.state IN ('sending', 'sent')) OR c.id IS NULL),"
+		" WHERE " ELSEWHERE " OR (o.epoch <> $5 AND c.state IN ('sending', 'sent')) OR c.id IS NULL),"
 		" forget AS (DELETE FROM hybridiot.command_origin o USING gone g WHERE o.command_id = g.command_id),"
 		" doubt AS (UPDATE hybridiot.command c SET state = 'in_doubt' FROM gone g WHERE c.id = g.command_id"
 		" AND (c.state IN ('queued', 'sending', 'sent') OR (c.state = 'accepted' AND c.reply_within > '0'))"
@@ -700,7 +709,7 @@ CatalogForgetHistory(int64 epoch, bool all)
 		" INSERT INTO hybridiot.command_event (command_id, at, state, cause)"
 		" SELECT id, pg_catalog.clock_timestamp(), 'in_doubt', CASE WHEN copied THEN 'this database is a copy, or was promoted'"
 		" ELSE 'the worker ended while it was on its way' END FROM doubt",
-		.nargs = 4,.argtypes = {INT8OID, INT4OID, OIDOID, INT8OID}
+		.nargs = IDENTITY_ARGS + 1,.argtypes = {IDENTITY_TYPES, INT8OID}
 	};
 	static CatalogQuery without_origin = {
 		.sql = "WITH doubt AS (UPDATE hybridiot.command c SET state = 'in_doubt'"
@@ -751,18 +760,24 @@ void
 CatalogReplyId(Oid server, pg_uuid_t *id)
 {
 	static CatalogQuery query = {
-		.sql = "INSERT INTO hybridiot.reply_address AS r (server, system_id, timeline, database)"
-		" VALUES ($1, $2, $3, $4) ON CONFLICT (server) DO UPDATE SET system_id = $2, timeline = $3, database = $4,"
-		" reply_id = CASE WHEN (r.system_id, r.timeline, r.database) IS DISTINCT FROM ($2, $3, $4)"
-		" THEN pg_catalog.gen_random_uuid() ELSE r.reply_id END RETURNING reply_id",
-		.nargs = 4,.argtypes = {OIDOID, INT8OID, INT4OID, OIDOID}
+		.sql = "INSERT INTO hybridiot.reply_address AS o (server, system_id, timeline, database, instance)"
+		" VALUES ($5, $1, $2, $3, $4) ON CONFLICT (server) DO UPDATE SET system_id = $1, timeline = $2, database = $3,"
+		" instance = $4, reply_id = CASE WHEN " ELSEWHERE " THEN pg_catalog.gen_random_uuid() ELSE o.reply_id END"
+		" RETURNING reply_id",
+		.nargs = IDENTITY_ARGS + 1,.argtypes = {IDENTITY_TYPES, OIDOID}
 	};
 	Parameters	p = {0};
 
-	put(&p, ObjectIdGetDatum(server));
 	put_identity(&p);
+	put(&p, ObjectIdGetDatum(server));
 	CatalogExecute(&query, p.values, p.nulls, 0);
 	column_uuid(0, 1, id);
+}
+
+Oid
+CatalogJournal(void)
+{
+	return get_relname_relid("command", get_namespace_oid(HYBRIDIOT_SCHEMA, true));
 }
 
 int

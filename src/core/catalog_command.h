@@ -198,6 +198,9 @@ extern int	CatalogAdoptAccepted(int64 epoch, OpenCommand **commands, MemoryConte
 /* This database's reply id for a server; the same for ever, but not in a copy. */
 extern void CatalogReplyId(Oid server, pg_uuid_t *id);
 
+/* Oid of the table hybridiot.command; InvalidOid if it is not there. */
+extern Oid	CatalogJournal(void);
+
 /* Oids and names of servers of a wrapper. */
 extern int	CatalogServers(const char *wrapper, Oid **servers, MemoryContext context);
 

@@ -12,6 +12,7 @@
 #include "core/hybridiot.h"
 
 bool		hybridiot_enabled = true;
+bool		hybridiot_resume_after_promotion = false;
 int			hybridiot_max_workers = 32;
 int			hybridiot_call_slots = 128;
 int			hybridiot_max_calls_per_role = 32;
@@ -32,6 +33,12 @@ GucDefine(void)
 							 "Runs the workers of this database.",
 							 "Off stops all of them; also by ALTER DATABASE.",
 							 &hybridiot_enabled, true, PGC_SUSET, 0,
+							 NULL, NULL, NULL);
+
+	DefineCustomBoolVariable("hybridiot.resume_after_promotion",
+							 "Lets pipelines that command devices go on by themselves when a standby is promoted.",
+							 "Only for clusters whose manager makes sure that the old primary is gone.",
+							 &hybridiot_resume_after_promotion, false, PGC_SUSET, 0,
 							 NULL, NULL, NULL);
 
 	if (process_shared_preload_libraries_in_progress)

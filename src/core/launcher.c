@@ -246,8 +246,14 @@ LauncherMain(Datum main_arg)
 
 		MemoryContextSwitchTo(context);
 		MemoryContextReset(context);
-		nap = start_managers(list_databases(), all);
-		all = false;
+		/* What is a copy cannot be told before. */
+		if (Shared->instance[0] == '\0' && !InstanceLoad(Shared->instance))
+			nap = LAUNCHER_RETRY_MS;
+		else
+		{
+			nap = start_managers(list_databases(), all);
+			all = false;
+		}
 
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
 						 nap, WaitEventExtensionNew("HybridiotLauncher"));

@@ -13,6 +13,7 @@
 #include <signal.h>
 
 #include "access/xact.h"
+#include "commands/dbcommands.h"
 #include "executor/spi.h"
 #include "foreign/foreign.h"
 #include "miscadmin.h"
@@ -22,7 +23,7 @@
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
-#include "core/catalog.h"
+#include "core/catalog_origin.h"
 #include "core/compat.h"
 #include "core/launcher.h"
 #include "core/worker.h"
@@ -138,6 +139,23 @@ stop_others(const int32 *wanted, int nwanted, bool want_amqp)
 	LWLockRelease(Shared->lock);
 }
 
+/* Is the extension here, and of the version that we can work with? */
+static bool
+extension_fits(void)
+{
+	char	   *version = CatalogVersion();
+
+	if (version == NULL)
+		return false;
+	if (strcmp(version, HYBRIDIOT_VERSION) == 0)
+		return true;
+	ereport(LOG,
+			(errmsg("no worker starts in database \"%s\": its extension \"%s\" is version %s, and the library is %s",
+					get_database_name(MyDatabaseId), HYBRIDIOT_EXTENSION, version, HYBRIDIOT_VERSION),
+			 errhint("Run ALTER EXTENSION hybridiot UPDATE.")));
+	return false;
+}
+
 /* One look at what should run. False: the extension is not here (any more). */
 static bool
 manage(MemoryContext context, long *nap)
@@ -149,7 +167,7 @@ manage(MemoryContext context, long *nap)
 	bool		present;
 
 	WorkerBegin("managing workers");
-	present = OidIsValid(CatalogExtension());
+	present = extension_fits();
 	if (present)
 	{
 		CatalogHoldCopies();

@@ -74,6 +74,7 @@ shmem_startup(void)
 		Shared->lock = &(GetNamedLWLockTranche("hybridiot"))->lock;
 		Shared->nslots = slot_count();
 		pg_atomic_init_u32(&Shared->launcher_wake, 0);
+		(void) InstanceLoad(Shared->instance);
 		ConditionVariableInit(&Shared->changed);
 		for (int i = 0; i < Shared->nslots; i++)
 		{

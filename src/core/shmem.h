@@ -17,6 +17,7 @@
 #include "storage/spin.h"
 
 #include "core/hybridiot.h"
+#include "core/instance.h"
 
 typedef enum WorkerKind
 {
@@ -90,6 +91,7 @@ typedef struct SharedState
 	pid_t		launcher_pid;
 	Latch	   *launcher_latch;
 	pg_atomic_uint32 launcher_wake; /* look at the databases again */
+	char		instance[INSTANCE_ID_LEN + 1];	/* this server's id; empty: its file cannot be had yet */
 	DatabaseHold holds[MAX_DATABASE_HOLDS];
 	ConditionVariable changed;	/* a worker came or went */
 	int			nslots;

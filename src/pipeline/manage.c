@@ -14,6 +14,7 @@
 #include "utils/lsyscache.h"
 #include "utils/timestamp.h"
 
+#include "core/catalog_origin.h"
 #include "core/compat.h"
 #include "core/options.h"
 #include "pipeline/pipeline.h"
@@ -207,6 +208,7 @@ hybridiot_create_pipeline(PG_FUNCTION_ARGS)
 {
 	PipelineDefinition *def = palloc0(sizeof(PipelineDefinition));
 	PipelineOptions *options = &def->options;
+	Statement  *statement;
 
 	def->name = required_name(fcinfo);
 	if (def->name[0] == '\0')
@@ -232,8 +234,11 @@ hybridiot_create_pipeline(PG_FUNCTION_ARGS)
 	def->owner_name = GetUserNameFromId(def->owner, false);
 	def->statement = text_to_cstring(PG_GETARG_TEXT_PP(ARG_STATEMENT));
 	def->enabled = PG_ARGISNULL(ARG_ENABLED) || PG_GETARG_BOOL(ARG_ENABLED);
-	take_statement(def, StatementAnalyze(def->statement));
+	statement = StatementAnalyze(def->statement);
+	take_statement(def, statement);
 	CatalogInsertPipeline(def);
+	CatalogTakeOrigin(def->id);
+	CatalogSetCommanding(def->id, StatementCommands(statement));
 	WakeAtCommit(WAKE_RELOAD);
 	PG_RETURN_VOID();
 }
@@ -286,6 +291,8 @@ hybridiot_alter_pipeline(PG_FUNCTION_ARGS)
 	take_statement(def, statement);
 
 	CatalogUpdatePipeline(def);
+	if (retyped)
+		CatalogSetCommanding(def->id, StatementCommands(statement));
 	SlotForgetBackoff(WORKER_PIPELINE, MyDatabaseId, def->id);
 	if (restarted)
 		CatalogForgetProgress(def->id);
@@ -330,9 +337,25 @@ hybridiot_resume_pipeline(PG_FUNCTION_ARGS)
 	PipelineDefinition *def = find_pipeline(fcinfo);
 
 	CatalogSetEnabled(def->id, true);
+	CatalogTakeOrigin(def->id);
 	SlotForgetBackoff(WORKER_PIPELINE, MyDatabaseId, def->id);
 	WakeAtCommit(WAKE_RELOAD);
 	PG_RETURN_VOID();
+}
+
+PG_FUNCTION_INFO_V1(hybridiot_resume_all);
+
+/* resume_all() returns how many pipelines go on */
+Datum
+hybridiot_resume_all(PG_FUNCTION_ARGS)
+{
+	int32	   *ids;
+	int			n = CatalogResumeAll(GetUserId(), &ids);
+
+	for (int i = 0; i < n; i++)
+		SlotForgetBackoff(WORKER_PIPELINE, MyDatabaseId, ids[i]);
+	WakeAtCommit(WAKE_RELOAD);
+	PG_RETURN_INT32(n);
 }
 
 PG_FUNCTION_INFO_V1(hybridiot_run_pipeline);

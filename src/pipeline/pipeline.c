@@ -27,6 +27,7 @@
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
+#include "core/catalog_origin.h"
 #include "core/compat.h"
 #include "core/options.h"
 #include "pipeline/pipeline.h"
@@ -165,6 +166,8 @@ PipelineOpen(int32 id, bool in_session)
 
 	statement = StatementReanalyze(pipeline->def->query);
 	pipeline->is_merge = statement->merges;
+	if (StatementCommands(statement))
+		CatalogSetCommanding(id, true); /* a function or a view may have changed since */
 	if (pipeline->def->kind == PIPELINE_PER_BATCH)
 		prepare_statement(pipeline);
 	MemoryContextSwitchTo(old);

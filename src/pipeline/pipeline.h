@@ -160,4 +160,7 @@ extern Statement *StatementAnalyze(const char *text);
 /* The same for the stored, qualified text in a worker. */
 extern Statement *StatementReanalyze(const char *qualified);
 
+/* commanding.c: does it call send_command() or insert into hybridiot.command, as far as it can be seen? */
+extern bool StatementCommands(const Statement *statement);
+
 #endif							/* HYBRIDIOT_PIPELINE_H */

@@ -26,7 +26,7 @@ use Hybridiot::Fleet;
 our @EXPORT = qw(
 	kafka artemis broker
 	create_topic delete_topic add_partitions configure_topic empty_topic offsets produce fill start_fill
-	new_node start_fleet write_secret secret
+	new_node copied_node start_fleet write_secret secret
 	worker_pid kill_worker kill_postmaster expect_killed
 	poll_is wait_state wait_caught_up unique finish
 );
@@ -159,6 +159,20 @@ sub new_node
 	$node->start;
 	$node->safe_psql('postgres', 'CREATE DATABASE test');
 	$node->safe_psql('test', 'CREATE EXTENSION hybridiot') if $options{extension} // 1;
+	return $node;
+}
+
+# A server made from a backup of another and started: a copy beside it, or with has_streaming => 1 its standby.
+# conf => "lines" are added.
+sub copied_node
+{
+	my ($name, $root, $backup, %options) = @_;
+	my $conf = delete $options{conf};
+	my $node = PostgreSQL::Test::Cluster->new($name);
+	push @nodes, $node;
+	$node->init_from_backup($root, $backup, %options);
+	$node->append_conf('postgresql.conf', $conf) if $conf;
+	$node->start;
 	return $node;
 }
 

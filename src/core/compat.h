@@ -16,6 +16,11 @@
 #include "fmgr.h"
 #include "utils/guc.h"
 
+/* What is said of variable-length values left postgres.h in 16. */
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
+#endif
+
 /* RestrictSearchPath() came with 17: the path that maintenance commands use. */
 #if PG_VERSION_NUM < 170000
 #define RestrictSearchPath() \

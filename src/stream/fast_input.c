@@ -11,6 +11,7 @@
 #include "utils/datetime.h"
 #include "utils/numeric.h"
 
+#include "core/compat.h"
 #include "stream/fast_input.h"
 
 static inline bool

@@ -53,6 +53,10 @@ needed_by() {
 			need_package libipc-run-perl
 			need node nodejs
 			need shellcheck shellcheck
+			need clang clang
+			if ! compgen -G "$(clang -print-resource-dir 2>/dev/null)/lib/linux/libclang_rt.fuzzer-*" >/dev/null; then
+				need_package libclang-rt-dev
+			fi
 			if [ ! -d "$(fleet_modules)" ]; then need npm npm; fi
 			;;
 		versions)

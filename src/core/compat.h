@@ -162,4 +162,15 @@ InputFunctionCallSafe(FmgrInfo *flinfo, char *str, Oid typioparam, int32 typmod,
 }
 #endif
 
+/* The executor: arguments came and went. The map to a partition's row is made on demand from 16 on. */
+#include "executor/executor.h"
+#if PG_VERSION_NUM < 180000
+#define ExecutorRun(query, direction, count) ExecutorRun(query, direction, count, true)
+#endif
+#if PG_VERSION_NUM < 160000
+#define ExecInsertIndexTuples(info, slot, estate, update, no_dup_err, conflict, arbiters, only_summarizing) \
+	ExecInsertIndexTuples(info, slot, estate, update, no_dup_err, conflict, arbiters)
+#define ExecGetRootToChildMap(info, estate) ((info)->ri_RootToPartitionMap)
+#endif
+
 #endif							/* HYBRIDIOT_COMPAT_H */

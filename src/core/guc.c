@@ -13,6 +13,7 @@
 
 bool		hybridiot_enabled = true;
 bool		hybridiot_resume_after_promotion = false;
+bool		hybridiot_bulk_insert = true;
 int			hybridiot_max_workers = 32;
 int			hybridiot_call_slots = 128;
 int			hybridiot_max_calls_per_role = 32;
@@ -39,6 +40,12 @@ GucDefine(void)
 							 "Lets pipelines that command devices go on by themselves when a standby is promoted.",
 							 "Only for clusters whose manager makes sure that the old primary is gone.",
 							 &hybridiot_resume_after_promotion, false, PGC_SUSET, 0,
+							 NULL, NULL, NULL);
+
+	DefineCustomBoolVariable("hybridiot.bulk_insert",
+							 "Writes the rows of a plain INSERT ... SELECT of a pipeline many at once.",
+							 "Off leaves all writing to the executor: the rows are the same, and cost more.",
+							 &hybridiot_bulk_insert, true, PGC_USERSET, 0,
 							 NULL, NULL, NULL);
 
 	if (process_shared_preload_libraries_in_progress)

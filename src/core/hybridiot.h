@@ -74,6 +74,7 @@ typedef enum DeadReason
 /* Settings (guc.c). */
 extern bool hybridiot_enabled;
 extern bool hybridiot_resume_after_promotion;
+extern bool hybridiot_bulk_insert;
 extern int	hybridiot_max_workers;
 extern int	hybridiot_call_slots;
 extern int	hybridiot_max_calls_per_role;

@@ -25,6 +25,7 @@
 #include "utils/resowner.h"
 
 #include "core/compat.h"
+#include "pipeline/bulk.h"
 #include "pipeline/pipeline.h"
 
 /* Of 64 subtransactions that PostgreSQL keeps at hand per transaction. */
@@ -62,7 +63,7 @@ static void
 run_statement(Pipeline *pipeline, int first, int last, uint64 *rows)
 {
 	RoleScope	scope;
-	int			rc;
+	uint64		written = 0;
 
 	RoleEnter(&scope, pipeline->def->owner);
 	constraints_immediate();
@@ -70,14 +71,19 @@ run_statement(Pipeline *pipeline, int first, int last, uint64 *rows)
 		ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not connect to SPI")));
 	BatchExpose(pipeline->batch, first, last, statement_text(pipeline));
 	InPipeline = true;
-	rc = SPI_execute_plan(pipeline->plan, NULL, NULL, false, 0);
+	if (!hybridiot_bulk_insert || !BulkExecute(pipeline->bulk, pipeline->plan, &written))
+	{
+		int			rc = SPI_execute_plan(pipeline->plan, NULL, NULL, false, 0);
+
+		if (rc < 0)
+			ereport(ERROR,
+					(errcode(ERRCODE_INTERNAL_ERROR),
+					 errmsg("could not run the statement: %s", SPI_result_code_string(rc))));
+		written = SPI_processed;
+	}
 	InPipeline = false;
 	BatchExpose(NULL, 0, 0, NULL);
-	if (rc < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("could not run the statement: %s", SPI_result_code_string(rc))));
-	*rows += SPI_processed;
+	*rows += written;
 	SPI_finish();
 	RoleLeave(&scope);
 }

@@ -30,6 +30,7 @@
 #include "core/catalog_origin.h"
 #include "core/compat.h"
 #include "core/options.h"
+#include "pipeline/bulk.h"
 #include "pipeline/pipeline.h"
 #include "pipeline/rollup.h"
 #include "pipeline/start.h"
@@ -169,7 +170,10 @@ PipelineOpen(int32 id, bool in_session)
 	if (StatementCommands(statement))
 		CatalogSetCommanding(id, true); /* a function or a view may have changed since */
 	if (pipeline->def->kind == PIPELINE_PER_BATCH)
+	{
 		prepare_statement(pipeline);
+		pipeline->bulk = BulkCreate();
+	}
 	MemoryContextSwitchTo(old);
 
 	/* Until here an error would have freed it with the transaction. */

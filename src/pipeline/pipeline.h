@@ -44,6 +44,7 @@ typedef struct Pipeline
 	int			nparts;
 	int		   *topic_base;		/* place in parts of each topic's partition 0 */
 	SPIPlanPtr	plan;			/* per batch: the statement */
+	struct Bulk *bulk;			/* per batch: how its rows are written (bulk.c) */
 	bool		is_merge;
 	bool		in_session;		/* run_pipeline() */
 	Rollup	   *rollup;			/* windowed */

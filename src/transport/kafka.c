@@ -28,6 +28,7 @@
 #include "transport/kafka.h"
 
 #define CONSUME_MAX 10000		/* messages taken from the library at once */
+#define NUDGE_EVERY 10000		/* records between two nudges */
 #define ENDS_EVERY_MS 200		/* how often ends of partitions are looked up */
 #define PROBE_EVERY_MS 1000		/* how often brokers that were away are asked */
 #define PROBE_TIMEOUT_MS 100
@@ -47,6 +48,9 @@ struct KafkaConsumer
 	char		transport_error[ERROR_LEN]; /* the last one of a single broker */
 	KafkaResult verdict;		/* of a question that has no answer: asking again is of no use if not KAFKA_AGAIN */
 	bool		scram_refused;
+	char	   *user;			/* as the library has them, for nudge() */
+	char	   *password;
+	int			since_nudge;	/* records taken */
 	int64		ends_at;		/* monotonic ms of the last look */
 	int64		probed_at;
 
@@ -103,14 +107,20 @@ static const char *const allowed[] = {
 	NULL
 };
 
+/* The first version with that property. */
+#define FETCH_QUEUE_BACKOFF 0x020200ff
+
 /* Set before the user's properties: may be overridden where the list above has them. */
 static const Option defaults[] = {
 	{"client.id", "hybridiot"},
-	{"queued.min.messages", "1000000"},
+	{"queued.min.messages", "100000"},	/* a message takes 300 bytes beside its own */
 	{"queued.max.messages.kbytes", "65536"},
 	{"socket.keepalive.enable", "true"},
 	{"socket.nagle.disable", "true"},
 	{"reconnect.backoff.max.ms", "5000"},
+#if RD_KAFKA_VERSION >= FETCH_QUEUE_BACKOFF
+	{"fetch.queue.backoff.ms", "2"},	/* the queue is read in large gulps */
+#endif
 };
 
 /* Set after them: what exactly once needs, and what keeps the library quiet. */
@@ -339,6 +349,32 @@ make_conf(const Option *options, int noptions)
 	return conf;
 }
 
+/* False: out of memory. */
+static bool
+keep_credentials(KafkaConsumer *consumer, const Option *options, int noptions)
+{
+	const char *user = "";
+	const char *password = "";
+
+	for (int i = 0; i < noptions; i++)
+		if (strcmp(options[i].name, "sasl.username") == 0)
+			user = options[i].value;
+		else if (strcmp(options[i].name, "sasl.password") == 0)
+			password = options[i].value;
+	consumer->user = strdup(user);
+	consumer->password = strdup(password);
+	return consumer->user && consumer->password;
+}
+
+static void
+forget_credentials(KafkaConsumer *consumer)
+{
+	if (consumer->password)
+		explicit_bzero(consumer->password, strlen(consumer->password));
+	free(consumer->user);
+	free(consumer->password);
+}
+
 KafkaConsumer *
 KafkaConsumerCreate(const Option *options, int noptions)
 {
@@ -350,6 +386,8 @@ KafkaConsumerCreate(const Option *options, int noptions)
 	sigset_t	before;
 
 	if (consumer)
+		consumer->fd = -1;
+	if (consumer && keep_credentials(consumer, options, noptions))
 	{
 		consumer->verdict = KAFKA_AGAIN;
 		rd_kafka_conf_set_opaque(conf, consumer);
@@ -368,6 +406,8 @@ KafkaConsumerCreate(const Option *options, int noptions)
 	{
 		if (consumer && consumer->fd >= 0)
 			close(consumer->fd);
+		if (consumer)
+			forget_credentials(consumer);
 		free(consumer);
 		rd_kafka_conf_destroy(conf);
 		ereport(ERROR,
@@ -496,6 +536,7 @@ KafkaConsumerDestroy(KafkaConsumer *consumer)
 	destroy_handle(consumer->handle);
 	close(consumer->fd);
 	free_assignment(consumer);
+	forget_credentials(consumer);
 	free(consumer->held);
 	free(consumer->headers);
 	free(consumer);
@@ -848,6 +889,29 @@ probe(KafkaConsumer *consumer)
 	}
 }
 
+/*
+ * Full queues make the library's threads stop fetching; before 2.2 (which has fetch.queue.backoff.ms) they then look
+ * again once a second only, whatever was taken meanwhile. So either the queue holds a second's
+ * work, which is hundreds of megabytes, or somebody wakes them. Telling the library credentials, though the same as
+ * before, is the one call that does, and does no more.
+ */
+static void
+nudge(KafkaConsumer *consumer, int taken)
+{
+	consumer->since_nudge += taken;
+	if (consumer->since_nudge < NUDGE_EVERY)
+		return;
+	consumer->since_nudge = 0;
+#if RD_KAFKA_VERSION < FETCH_QUEUE_BACKOFF
+	{
+		rd_kafka_error_t *error = rd_kafka_sasl_set_credentials(consumer->handle, consumer->user, consumer->password);
+
+		if (error)
+			rd_kafka_error_destroy(error);
+	}
+#endif
+}
+
 static void
 look_up_ends(KafkaConsumer *consumer)
 {
@@ -934,6 +998,7 @@ KafkaConsume(KafkaConsumer *consumer, Record *records, int max, int timeout_ms)
 			consumer->nheld -= Max(got, 0);
 	} while (n == 0 && got > 0 && got == max);
 
+	nudge(consumer, n);
 	if (n > 0)
 		note_progress(consumer);
 	else if (consumer->error[0])

@@ -113,9 +113,18 @@ read_row(const pg_uuid_t *id)
 static void
 refuse_without_worker(void)
 {
+	char		reason[HYBRIDIOT_REASON_LEN] = "";
+	WorkerSlot *slot;
+
+	LWLockAcquire(Shared->lock, LW_SHARED);
+	slot = SlotFind(WORKER_AMQP, MyDatabaseId, 0);
+	if (slot && slot->state == WORKER_WAITING)
+		strlcpy(reason, slot->reason, sizeof(reason));
+	LWLockRelease(Shared->lock);
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("no AMQP worker serves this database"),
+			 reason[0] ? errdetail("It waits: %s.", reason) : 0,
 			 errhint("See hybridiot.stat_worker, hybridiot.enabled and the server's log.")));
 }
 

@@ -24,11 +24,14 @@
 #include "utils/wait_event.h"
 
 #include "core/catalog_origin.h"
+#include "core/clock.h"
 #include "core/compat.h"
 #include "core/launcher.h"
 #include "core/worker.h"
 
 #define MANAGER_NAP_MS 10000
+/* While something waits for a process that others than we may give back. */
+#define QUEUE_NAP_MS 1000
 #define BACKOFF_FIRST_MS 1000
 #define BACKOFF_MAX_MS 60000
 
@@ -39,7 +42,7 @@ static void
 leave_alone(int ms)
 {
 	SpinLockAcquire(&MyWorkerSlot->mutex);
-	MyWorkerSlot->not_before = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ms);
+	MyWorkerSlot->not_before_ms = ClockMonotonicMs() + ms;
 	SpinLockRelease(&MyWorkerSlot->mutex);
 }
 
@@ -48,7 +51,12 @@ static void
 stop_slot(WorkerSlot *slot)
 {
 	slot->stop = true;
-	if (slot->pid != 0 && !slot->session)
+	if (slot->pid == 0)
+	{
+		slot->state = WORKER_STOPPED;
+		slot->waiting_ms = 0;
+	}
+	else if (!slot->session)
 		SlotWake(slot, NULL);
 }
 
@@ -72,37 +80,34 @@ static long
 keep_running(WorkerKind kind, int32 object, const char *name,
 			 const char *function, const char *type)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	int64		now = ClockMonotonicMs();
 	WorkerSlot *slot;
 	long		nap = MANAGER_NAP_MS;
 
 	LWLockAcquire(Shared->lock, LW_EXCLUSIVE);
-	slot = SlotTake(kind, MyDatabaseId, object, name);
-	if (slot == NULL || DatabaseIsHeld(MyDatabaseId))
-		 /* nothing to do now */ ;
+	slot = DatabaseIsHeld(MyDatabaseId) ? NULL : SlotTake(kind, MyDatabaseId, object, name);
+	if (slot == NULL)
+		nap = QUEUE_NAP_MS;
 	else if (slot->pid != 0)
 		slot->stop = false;
 	else if (slot->state == WORKER_STARTING)
 	{
 		/* One that was asked for and never came: fork failed, or killed early. */
-		if (TimestampDifferenceExceeds(slot->started_at, now, MANAGER_NAP_MS))
+		if (now - slot->asked_ms > MANAGER_NAP_MS)
 			slot->state = WORKER_STOPPED;
-		nap = 1000;
+		nap = QUEUE_NAP_MS;
 	}
-	else if (slot->not_before > now)
-		nap = TimestampDifferenceMilliseconds(now, slot->not_before) + 1;
+	else if (slot->not_before_ms > now)
+		nap = (long) (slot->not_before_ms - now) + 1;
 	else
 	{
 		/* Did it commit anything since its last start? Then the count begins anew. */
-		if (pg_atomic_read_u64(&slot->last_commit_at) > (uint64) slot->started_at)
+		if (pg_atomic_read_u64(&slot->last_commit_at) != slot->commit_seen)
 			slot->backoff_ms = 0;
-		if (slot->started_at != 0 && slot->state != WORKER_WAITING)
-			slot->restarts++;
-		slot->not_before =
-			TimestampTzPlusMilliseconds(now, BackoffNext(&slot->backoff_ms, BACKOFF_FIRST_MS,
-														 BACKOFF_MAX_MS));
-		if (!WorkerLaunch(slot, function, type))
-			nap = 1000;
+		if (WorkerLaunch(slot, function, type))
+			slot->not_before_ms = now + BackoffNext(&slot->backoff_ms, BACKOFF_FIRST_MS, BACKOFF_MAX_MS);
+		else
+			nap = QUEUE_NAP_MS;
 	}
 	LWLockRelease(Shared->lock);
 	return nap;
@@ -130,11 +135,7 @@ stop_others(const int32 *wanted, int nwanted, bool want_amqp)
 		else
 			continue;
 		if (!keep)
-		{
 			stop_slot(slot);
-			if (slot->pid == 0 && slot->state != WORKER_STOPPED)
-				slot->state = WORKER_STOPPED;
-		}
 	}
 	LWLockRelease(Shared->lock);
 }

@@ -34,11 +34,21 @@ static shmem_startup_hook_type next_shmem_startup = NULL;
 static uint32 wake_pending = 0;
 static bool holds_pending = false;
 
-/* Slots are more than workers, so that those who pause keep their counters. */
+/*
+ * Managers have slots of their own, so that many databases and many pipelines do not keep each other out; and
+ * no more than half of PostgreSQL's processes, so that there are some for workers.
+ */
+static int
+manager_slot_count(void)
+{
+	return Max(max_worker_processes / 2, 1);
+}
+
+/* Slots are more than workers, so that those who pause keep their counters, and those who wait their place. */
 static int
 slot_count(void)
 {
-	return hybridiot_max_workers * 4;
+	return manager_slot_count() + hybridiot_max_workers * 4;
 }
 
 static Size
@@ -72,6 +82,7 @@ shmem_startup(void)
 	{
 		memset(Shared, 0, shared_size());
 		Shared->lock = &(GetNamedLWLockTranche("hybridiot"))->lock;
+		Shared->nmanagers = manager_slot_count();
 		Shared->nslots = slot_count();
 		pg_atomic_init_u32(&Shared->launcher_wake, 0);
 		(void) InstanceLoad(Shared->instance);
@@ -139,7 +150,10 @@ slot_reset(WorkerSlot *slot)
 	slot->session = false;
 	slot->state = WORKER_STOPPED;
 	slot->started_at = 0;
-	slot->not_before = 0;
+	slot->asked_ms = 0;
+	slot->not_before_ms = 0;
+	slot->waiting_ms = 0;
+	slot->commit_seen = 0;
 	slot->backoff_ms = 0;
 	slot->restarts = 0;
 	slot->stop = false;
@@ -163,22 +177,32 @@ WorkerSlot *
 SlotTake(WorkerKind kind, Oid database, int32 object, const char *name)
 {
 	WorkerSlot *slot = SlotFind(kind, database, object);
+	int			first = kind == WORKER_MANAGER ? 0 : Shared->nmanagers;
+	int			last = kind == WORKER_MANAGER ? Shared->nmanagers : Shared->nslots;
 
 	Assert(LWLockHeldByMeInMode(Shared->lock, LW_EXCLUSIVE));
 
-	if (slot == NULL)
-		slot = SlotFind(WORKER_NONE, InvalidOid, 0);
+	for (int i = first; slot == NULL && i < last; i++)
+		if (Shared->slots[i].kind == WORKER_NONE)
+			slot = &Shared->slots[i];
 
 	/* None is free: take one that only keeps counters. */
-	for (int i = 0; slot == NULL && i < Shared->nslots; i++)
-		if (Shared->slots[i].pid == 0 && Shared->slots[i].state == WORKER_STOPPED)
-			slot = &Shared->slots[i];
+	if (slot == NULL)
+		for (int i = first; i < last; i++)
+		{
+			WorkerSlot *other = &Shared->slots[i];
+
+			if (other->pid == 0 && other->state == WORKER_STOPPED &&
+				(slot == NULL || other->not_before_ms < slot->not_before_ms))
+				slot = other;
+		}
 	if (slot == NULL)
 		return NULL;
 
 	if (slot->kind != kind || slot->database != database || slot->object != object)
 	{
 		slot_reset(slot);
+		slot->generation++;
 		slot->kind = kind;
 		slot->database = database;
 		slot->object = object;
@@ -220,6 +244,36 @@ SlotSetState(WorkerSlot *slot, WorkerState state, const char *reason)
 	SpinLockRelease(&slot->mutex);
 }
 
+bool
+SlotIsInQueue(const WorkerSlot *slot)
+{
+	WorkerSlot *manager;
+
+	if (slot->kind == WORKER_NONE || slot->pid != 0 || slot->state != WORKER_WAITING ||
+		slot->waiting_ms == 0 || DatabaseIsHeld(slot->database))
+		return false;
+	manager = SlotFind(WORKER_MANAGER, slot->database, 0);
+	return manager != NULL && manager->pid != 0;
+}
+
+void
+WakeQueue(void)
+{
+	WorkerSlot *first = NULL;
+	WorkerSlot *manager;
+
+	for (int i = Shared->nmanagers; i < Shared->nslots; i++)
+	{
+		WorkerSlot *slot = &Shared->slots[i];
+
+		if (SlotIsInQueue(slot) && (first == NULL || slot->waiting_ms < first->waiting_ms))
+			first = slot;
+	}
+	manager = first ? SlotFind(WORKER_MANAGER, first->database, 0) : NULL;
+	if (manager)
+		SlotWake(manager, &manager->reload);
+}
+
 void
 SlotForgetBackoff(WorkerKind kind, Oid database, int32 object)
 {
@@ -232,7 +286,7 @@ SlotForgetBackoff(WorkerKind kind, Oid database, int32 object)
 	if (slot)
 	{
 		slot->backoff_ms = 0;
-		slot->not_before = 0;
+		slot->not_before_ms = 0;
 	}
 	LWLockRelease(Shared->lock);
 }

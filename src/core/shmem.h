@@ -54,7 +54,11 @@ typedef struct WorkerSlot
 	uint32		generation;		/* goes up with each start; a late-comer of an older one leaves */
 	WorkerState state;
 	TimestampTz started_at;
-	TimestampTz not_before;		/* back-off: do not start again earlier */
+	int64		asked_ms;		/* monotonic, as all times in ms: when it was asked for */
+	int64		not_before_ms;	/* back-off: do not start again earlier */
+	int64		waiting_ms;		/* since when it waits for a process; 0: it does not */
+	bool		no_process;		/* for one of PostgreSQL's, that is, not of ours */
+	uint64		commit_seen;	/* last_commit_at when it was started last */
 	int			backoff_ms;
 	int			restarts;
 	bool		stop;			/* leave at the next chance: paused or dropped */
@@ -94,6 +98,8 @@ typedef struct SharedState
 	char		instance[INSTANCE_ID_LEN + 1];	/* this server's id; empty: its file cannot be had yet */
 	DatabaseHold holds[MAX_DATABASE_HOLDS];
 	ConditionVariable changed;	/* a worker came or went */
+	bool		managers_wait;	/* there are databases whose manager finds no process */
+	int			nmanagers;		/* slots in front that are for managers, and for nobody else */
 	int			nslots;
 	WorkerSlot	slots[FLEXIBLE_ARRAY_MEMBER];
 } SharedState;
@@ -111,13 +117,20 @@ extern void ShmemRequire(const char *what);
  * unless the lock is held). NULL if there is none.
  */
 extern WorkerSlot *SlotFind(WorkerKind kind, Oid database, int32 object);
-/* Find or take a slot; NULL when all are taken. Caller holds the lock exclusively. */
+/*
+ * Find or take a slot; NULL when all are taken by somebody who runs or waits. One that only keeps counters is given
+ * to another, the one that may start first. Caller holds the lock exclusively.
+ */
 extern WorkerSlot *SlotTake(WorkerKind kind, Oid database, int32 object, const char *name);
 /* Free all slots of a database that nobody sits in. Caller holds the lock exclusively. */
 extern void SlotFreeDatabase(Oid database);
 /* Give a slot back. Caller holds the lock exclusively. */
 extern void SlotFree(WorkerSlot *slot);
 extern void SlotSetState(WorkerSlot *slot, WorkerState state, const char *reason);
+/* Has the slot a place in the queue for processes, with a manager that will use it? Caller holds the lock. */
+extern bool SlotIsInQueue(const WorkerSlot *slot);
+/* There may be a free process: wake the manager of the worker that has waited longest. Caller holds the lock. */
+extern void WakeQueue(void);
 /* Let its worker start again at once, if there is such a slot: somebody did something about it. */
 extern void SlotForgetBackoff(WorkerKind kind, Oid database, int32 object);
 extern void SlotSetError(WorkerSlot *slot, const char *message);

@@ -101,11 +101,27 @@ copy_slot(WorkerSlot *slot, SlotCopy *copy)
 	SpinLockRelease(&slot->mutex);
 }
 
+/* Why a pipeline may have no slot at all; NULL: nobody has looked yet. Caller holds the lock. */
+static const char *
+no_slot(void)
+{
+	WorkerSlot *manager = SlotFind(WORKER_MANAGER, MyDatabaseId, 0);
+
+	if (manager == NULL)
+		return Shared->managers_wait ?
+			"no process is free for the manager of this database; raise max_worker_processes and restart the server" : NULL;
+	for (int i = Shared->nmanagers; i < Shared->nslots; i++)
+		if (Shared->slots[i].pid == 0 && Shared->slots[i].state != WORKER_WAITING)
+			return NULL;
+	return "all worker slots are taken by others; raise hybridiot.max_workers and restart the server";
+}
+
 PG_FUNCTION_INFO_V1(hybridiot_pipeline_slots);
 
 /*
  * pipeline_slots() returns a row per pipeline slot of this database: what the
- * worker does and what it counted. Callers see only what CatalogVisiblePipelines() lists.
+ * worker does and what it counted; and one for each pipeline that is without because slots ran
+ * out. Callers see only what CatalogVisiblePipelines() lists.
  */
 Datum
 hybridiot_pipeline_slots(PG_FUNCTION_ARGS)
@@ -123,6 +139,7 @@ hybridiot_pipeline_slots(PG_FUNCTION_ARGS)
 	{
 		WorkerSlot *slot;
 		SlotCopy	copy;
+		const char *missing = NULL;
 		Datum		values[16];
 		bool		nulls[16] = {0};
 		int			c = 0;
@@ -131,7 +148,18 @@ hybridiot_pipeline_slots(PG_FUNCTION_ARGS)
 		slot = SlotFind(WORKER_PIPELINE, MyDatabaseId, ids[i]);
 		if (slot)
 			copy_slot(slot, &copy);
+		else
+			missing = no_slot();
 		LWLockRelease(Shared->lock);
+		if (missing)
+		{
+			memset(nulls, true, sizeof(nulls));
+			values[0] = Int32GetDatum(ids[i]);
+			nulls[0] = false;
+			set_text(values, nulls, 2, worker_state_name(WORKER_WAITING));
+			set_text(values, nulls, 3, missing);
+			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+		}
 		if (slot == NULL)
 			continue;
 

@@ -52,11 +52,14 @@ worker_exit(int code, Datum arg)
 	slot->state = WORKER_STOPPED;
 	/* The launcher woke it and it has not looked again: another one has to. */
 	if (again)
-		slot->not_before = 0;
+		slot->not_before_ms = 0;
 	SpinLockRelease(&slot->mutex);
 	manager = slot->kind == WORKER_MANAGER ? NULL : SlotFind(WORKER_MANAGER, database, 0);
 	if (manager)
+	{
 		SlotWake(manager, &manager->reload);
+		WakeQueue();
+	}
 	LWLockRelease(Shared->lock);
 	MyWorkerSlot = NULL;
 	if (manager == NULL)

@@ -847,8 +847,13 @@ claim_slot(const PipelineDefinition *def)
 			MyWorkerSlot = slot;
 		}
 		LWLockRelease(Shared->lock);
-		if (taken || slot == NULL)
+		if (taken)
 			return;
+		if (slot == NULL)
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+					 errmsg("no worker slot is free for pipeline \"%s\"", def->name),
+					 errhint("Raise hybridiot.max_workers and restart the server.")));
 		if (def->enabled || ClockMonotonicMs() > end)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_IN_USE),

@@ -112,6 +112,14 @@ CREATE TABLE hybridiot.dead_letter_record (
 CREATE INDEX dead_letter_record_pipeline_idx ON hybridiot.dead_letter_record (pipeline, id);
 COMMENT ON TABLE hybridiot.dead_letter_record IS 'records that could not be applied; read hybridiot.dead_letter instead';
 
+CREATE TABLE hybridiot.pipeline_errors (
+	pipeline pg_catalog.int4 NOT NULL REFERENCES hybridiot.pipeline_definition ON DELETE CASCADE,
+	member pg_catalog.int4 NOT NULL,
+	in_row pg_catalog.int4 NOT NULL,
+	PRIMARY KEY (pipeline, member)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE hybridiot.pipeline_errors IS 'records that each worker of a pipeline has set aside in a row, for max_errors';
+
 CREATE TABLE hybridiot.pipeline_origin (
 	pipeline pg_catalog.int4 PRIMARY KEY REFERENCES hybridiot.pipeline_definition ON DELETE CASCADE,
 	system_id pg_catalog.int8 NOT NULL,
@@ -126,6 +134,7 @@ SELECT pg_catalog.pg_extension_config_dump('hybridiot.pipeline_definition', '');
 SELECT pg_catalog.pg_extension_config_dump('hybridiot.pipeline_definition_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('hybridiot.pipeline_position', '');
 SELECT pg_catalog.pg_extension_config_dump('hybridiot.pipeline_progress', '');
+SELECT pg_catalog.pg_extension_config_dump('hybridiot.pipeline_errors', '');
 SELECT pg_catalog.pg_extension_config_dump('hybridiot.dead_letter_record', '');
 SELECT pg_catalog.pg_extension_config_dump('hybridiot.dead_letter_record_id_seq', '');
 
@@ -202,6 +211,19 @@ CREATE FUNCTION hybridiot.run_pipeline(
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_run_pipeline';
 COMMENT ON FUNCTION hybridiot.run_pipeline(pg_catalog.name, pg_catalog.int8, pg_catalog.timestamptz) IS
 'runs a pipeline in this session and transaction up to the present end of its stream, or max_records further; wall_clock stands in for the clock. Returns the number of records read. Raises 55006 while a worker has the pipeline';
+
+CREATE FUNCTION hybridiot.retry_dead_letters(
+	name pg_catalog.name,
+	since pg_catalog.timestamptz DEFAULT NULL
+) RETURNS pg_catalog.int8
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_retry_dead_letters';
+COMMENT ON FUNCTION hybridiot.retry_dead_letters(pg_catalog.name, pg_catalog.timestamptz) IS
+'runs a pipeline''s statement over its dead letters again, or those with failed_at >= since, in log order and in this transaction; may be called while its worker runs. Deletes those that pass and returns how many; the others count one more attempt. Needs membership in the owner (42501); 42704 if there is no such pipeline, 0A000 for windowed ones';
+
+CREATE FUNCTION hybridiot.delete_dead_letters(name pg_catalog.name, before pg_catalog.timestamptz) RETURNS pg_catalog.int8
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_delete_dead_letters';
+COMMENT ON FUNCTION hybridiot.delete_dead_letters(pg_catalog.name, pg_catalog.timestamptz) IS
+'deletes dead letters of a pipeline with failed_at < before (infinity: all) and returns how many; 22004 for NULL. Needs membership in the owner (42501); 42704 if there is no such pipeline';
 
 CREATE FUNCTION hybridiot.pipeline_slots(
 	OUT pipeline pg_catalog.int4, OUT pid pg_catalog.int4, OUT state pg_catalog.text, OUT reason pg_catalog.text,

@@ -130,7 +130,7 @@ SELECT 2, i, timestamptz '2026-01-01Z' + i * interval '1 s', convert_to('d' || i
 	convert_to(format('{"device": "d%s", "ts": "%s", "temp": %s}', i % 4, timestamptz '2026-01-01Z' + i * interval '1 s', i % 50), 'UTF8')
 FROM generate_series(0, 99) AS i;
 SELECT * FROM same('INSERT INTO strict SELECT device, temp, pos FROM telemetry WHERE part = 2', 'strict');
-SELECT batch_rows, sqlstate, message, count(*), min("offset"), max("offset") FROM outcome GROUP BY 1, 2, 3 ORDER BY 1, 2, 3;
+SELECT batch_rows, sqlstate, split_part(message, ': ', 1) AS message, count(*), min("offset"), max("offset") FROM outcome GROUP BY 1, 2, 3 ORDER BY 1, 2, 3;
 TRUNCATE outcome;
 
 -- every kind of statement gives equal tables wherever batches end

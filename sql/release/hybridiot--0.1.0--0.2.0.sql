@@ -36,3 +36,30 @@ COMMENT ON FUNCTION hybridiot.resume_all() IS
 
 ALTER TABLE hybridiot.command_origin ADD COLUMN instance pg_catalog.uuid;
 ALTER TABLE hybridiot.reply_address ADD COLUMN instance pg_catalog.uuid;
+
+-- ---------------------------------------------------------------------------
+-- Bad records
+-- ---------------------------------------------------------------------------
+
+CREATE TABLE hybridiot.pipeline_errors (
+	pipeline pg_catalog.int4 NOT NULL REFERENCES hybridiot.pipeline_definition ON DELETE CASCADE,
+	member pg_catalog.int4 NOT NULL,
+	in_row pg_catalog.int4 NOT NULL,
+	PRIMARY KEY (pipeline, member)
+) WITH (fillfactor = 50);
+COMMENT ON TABLE hybridiot.pipeline_errors IS 'records that each worker of a pipeline has set aside in a row, for max_errors';
+
+SELECT pg_catalog.pg_extension_config_dump('hybridiot.pipeline_errors', '');
+
+CREATE FUNCTION hybridiot.retry_dead_letters(
+	name pg_catalog.name,
+	since pg_catalog.timestamptz DEFAULT NULL
+) RETURNS pg_catalog.int8
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_retry_dead_letters';
+COMMENT ON FUNCTION hybridiot.retry_dead_letters(pg_catalog.name, pg_catalog.timestamptz) IS
+'runs a pipeline''s statement over its dead letters again, or those with failed_at >= since, in log order and in this transaction; may be called while its worker runs. Deletes those that pass and returns how many; the others count one more attempt. Needs membership in the owner (42501); 42704 if there is no such pipeline, 0A000 for windowed ones';
+
+CREATE FUNCTION hybridiot.delete_dead_letters(name pg_catalog.name, before pg_catalog.timestamptz) RETURNS pg_catalog.int8
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_delete_dead_letters';
+COMMENT ON FUNCTION hybridiot.delete_dead_letters(pg_catalog.name, pg_catalog.timestamptz) IS
+'deletes dead letters of a pipeline with failed_at < before (infinity: all) and returns how many; 22004 for NULL. Needs membership in the owner (42501); 42704 if there is no such pipeline';

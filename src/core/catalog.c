@@ -1,6 +1,6 @@
 /*
  * catalog.c
- *		Pipelines, positions and dead letters as rows: the only file (with its
+ *		Pipelines and positions as rows: the only file (with its
  *		catalog_* sisters) that names our own tables.
  *
  * Every statement runs as the extension's owner under pg_catalog, written once
@@ -16,11 +16,9 @@
 #include "catalog/pg_type.h"
 #include "commands/extension.h"
 #include "miscadmin.h"
-#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
-#include "utils/jsonb.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
@@ -28,7 +26,6 @@
 
 #include "core/catalog.h"
 #include "core/compat.h"
-#include "core/record.h"
 
 Oid
 CatalogExtension(void)
@@ -396,10 +393,17 @@ CatalogSetEnabled(int32 id, bool enabled)
 		.sql = "UPDATE hybridiot.pipeline_definition SET enabled = $2, failure = NULL WHERE id = $1",
 		.nargs = 2,.argtypes = {INT4OID, BOOLOID}
 	};
+	/* Who resumes what stopped itself says that it may go on: what was set aside in a row counts anew. */
+	static CatalogQuery errors = {
+		.sql = "DELETE FROM hybridiot.pipeline_errors e USING hybridiot.pipeline_definition d"
+		" WHERE e.pipeline = $1 AND d.id = $1 AND $2 AND d.failure IS NOT NULL",
+		.nargs = 2,.argtypes = {INT4OID, BOOLOID}
+	};
 	CatalogScope scope;
 	Datum		values[] = {Int32GetDatum(id), BoolGetDatum(enabled)};
 
 	CatalogEnter(&scope);
+	CatalogExecute(&errors, values, NULL, 0);
 	CatalogExecute(&query, values, NULL, 0);
 	CatalogLeave(&scope);
 }
@@ -512,6 +516,10 @@ CatalogForgetProgress(int32 id)
 		.sql = "DELETE FROM hybridiot.window_layout WHERE pipeline = $1",
 		.nargs = 1,.argtypes = {INT4OID}
 	};
+	static CatalogQuery errors = {
+		.sql = "DELETE FROM hybridiot.pipeline_errors WHERE pipeline = $1",
+		.nargs = 1,.argtypes = {INT4OID}
+	};
 	CatalogScope scope;
 	Datum		values[] = {Int32GetDatum(id)};
 
@@ -520,6 +528,7 @@ CatalogForgetProgress(int32 id)
 	CatalogExecute(&progress, values, NULL, 0);
 	CatalogExecute(&groups, values, NULL, 0);
 	CatalogExecute(&layout, values, NULL, 0);
+	CatalogExecute(&errors, values, NULL, 0);
 	CatalogLeave(&scope);
 }
 
@@ -614,99 +623,39 @@ CatalogWriteProgress(int32 id, TimestampTz watermark, TimestampTz closed_before)
 	CatalogLeave(&scope);
 }
 
-/* ---- dead letters ---- */
+/* ---- records set aside in a row ---- */
 
-static const char *
-reason_name(DeadReason reason)
+int
+CatalogReadErrorsInRow(int32 id, int member)
 {
-	switch (reason)
-	{
-		case DEAD_UNDECODABLE:
-			return "undecodable";
-		case DEAD_REJECTED:
-			return "rejected";
-		case DEAD_LATE:
-			return "late";
-		case DEAD_FUTURE:
-			return "future";
-	}
-	pg_unreachable();
-}
+	static CatalogQuery query = {
+		.sql = "SELECT in_row FROM hybridiot.pipeline_errors WHERE pipeline = $1 AND member = $2",
+		.nargs = 2,.argtypes = {INT4OID, INT4OID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {Int32GetDatum(id), Int32GetDatum(member)};
+	int			in_row = 0;
+	bool		isnull;
 
-static Datum
-bytes_datum(const char *bytes, int32 len)
-{
-	bytea	   *result = palloc(VARHDRSZ + len);
-
-	SET_VARSIZE(result, VARHDRSZ + len);
-	memcpy(VARDATA(result), bytes, len);
-	return PointerGetDatum(result);
+	CatalogEnter(&scope);
+	if (CatalogExecute(&query, values, NULL, 1) == 1)
+		in_row = DatumGetInt32(CatalogColumn(0, 1, &isnull));
+	CatalogLeave(&scope);
+	return in_row;
 }
 
 void
-CatalogWriteDeadLetters(int32 id, Oid stream, const DeadLetter *letters, int n)
+CatalogWriteErrorsInRow(int32 id, int member, int in_row)
 {
 	static CatalogQuery query = {
-		.sql = "INSERT INTO hybridiot.dead_letter_record (pipeline, stream, topic, partition, \"offset\", \"timestamp\","
-		" key, value, headers, reason, cause, during, watermark, group_keys, sqlstate, message)"
-		" VALUES ($1, $2::regclass, $3, $4, $5, $6, $7, $8, $9, $10, $11,"
-		" CASE WHEN $12 IS NOT NULL THEN pg_catalog.tstzrange($12, $13) END, $14, $15, $16, $17)",
-		.nargs = 17,.argtypes = {INT4OID, OIDOID, TEXTOID, INT4OID, INT8OID, TIMESTAMPTZOID, BYTEAOID, BYTEAOID, JSONBOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, JSONBOID, TEXTOID, TEXTOID}
+		.sql = "INSERT INTO hybridiot.pipeline_errors (pipeline, member, in_row) VALUES ($1, $2, $3)"
+		" ON CONFLICT (pipeline, member) DO UPDATE SET in_row = excluded.in_row",
+		.nargs = 3,.argtypes = {INT4OID, INT4OID, INT4OID}
 	};
 	CatalogScope scope;
-	MemoryContext row_context;
-	MemoryContext old;
+	Datum		values[] = {Int32GetDatum(id), Int32GetDatum(member), Int32GetDatum(in_row)};
 
-	if (n == 0)
-		return;
 	CatalogEnter(&scope);
-	row_context = AllocSetContextCreate(CurrentMemoryContext, "dead letter", ALLOCSET_DEFAULT_SIZES);
-	for (int i = 0; i < n; i++)
-	{
-		const DeadLetter *letter = &letters[i];
-		const Record *record = letter->record;
-		Datum		values[17] = {0};
-		char		nulls[18];
-
-		memset(nulls, 'n', 17);
-		nulls[17] = '\0';
-		old = MemoryContextSwitchTo(row_context);
-		set_nullable(values, nulls, 0, Int32GetDatum(id), false);
-		set_nullable(values, nulls, 1, ObjectIdGetDatum(stream), false);
-		if (letter->topic)
-			set_nullable(values, nulls, 2, CStringGetTextDatum(letter->topic), false);
-		if (record)
-		{
-			set_nullable(values, nulls, 3, Int32GetDatum(record->partition), false);
-			set_nullable(values, nulls, 4, Int64GetDatum(record->offset), false);
-			set_nullable(values, nulls, 5, TimestampTzGetDatum(record->timestamp),
-						 record->timestamp == DT_NOBEGIN);
-			if (record->key_len >= 0)
-				set_nullable(values, nulls, 6, bytes_datum(record->key, record->key_len), false);
-			if (record->value_len >= 0)
-				set_nullable(values, nulls, 7, bytes_datum(record->value, record->value_len), false);
-			if (record->nheaders > 0)
-				set_nullable(values, nulls, 8, HeadersToJsonb(record), false);
-		}
-		set_nullable(values, nulls, 9, CStringGetTextDatum(reason_name(letter->reason)), false);
-		if (letter->cause)
-			set_nullable(values, nulls, 10, CStringGetTextDatum(letter->cause), false);
-		if (letter->window_start != DT_NOBEGIN)
-		{
-			set_nullable(values, nulls, 11, TimestampTzGetDatum(letter->window_start), false);
-			set_nullable(values, nulls, 12, TimestampTzGetDatum(letter->window_end), false);
-		}
-		set_nullable(values, nulls, 13, TimestampTzGetDatum(letter->watermark),
-					 letter->watermark == DT_NOBEGIN);
-		set_nullable(values, nulls, 14, letter->group_keys, letter->group_keys == (Datum) 0);
-		if (letter->sqlstate != 0)
-			set_nullable(values, nulls, 15,
-						 CStringGetTextDatum(unpack_sql_state(letter->sqlstate)), false);
-		if (letter->message)
-			set_nullable(values, nulls, 16, CStringGetTextDatum(letter->message), false);
-		MemoryContextSwitchTo(old);
-		CatalogExecute(&query, values, nulls, 0);
-		MemoryContextReset(row_context);
-	}
+	CatalogExecute(&query, values, NULL, 0);
 	CatalogLeave(&scope);
 }

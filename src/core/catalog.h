@@ -112,21 +112,6 @@ typedef struct PositionMove
 	int64		old_offset;		/* what it must be now; -1: a new row */
 } PositionMove;
 
-/* A record that is set aside; bytes are copied by nobody, they must live until it is written. */
-typedef struct DeadLetter
-{
-	DeadReason	reason;
-	const char *cause;			/* NULL, "idle", "session order" */
-	const char *topic;			/* NULL: a finished row without record */
-	const Record *record;		/* NULL: likewise */
-	TimestampTz window_start;	/* DT_NOBEGIN: no window */
-	TimestampTz window_end;
-	TimestampTz watermark;		/* DT_NOBEGIN: none */
-	Datum		group_keys;		/* jsonb; 0: none */
-	int			sqlstate;		/* 0: none */
-	const char *message;
-} DeadLetter;
-
 extern PipelineDefinition *CatalogReadPipeline(int32 id, MemoryContext context);	/* NULL if gone */
 /* lock: the row is locked against a second change until the end of the transaction. NULL if there is none. */
 extern PipelineDefinition *CatalogReadPipelineByName(const char *name, bool lock, MemoryContext context);
@@ -144,7 +129,9 @@ extern void CatalogForgetProgress(int32 id);
 /* Compare-and-set all of them; false if one was not what it must be (nothing is said of the others: abort). */
 extern bool CatalogMovePositions(int32 id, Oid stream, const PositionMove *moves, int n);
 
-extern void CatalogWriteDeadLetters(int32 id, Oid stream, const DeadLetter *letters, int n);
+/* Records set aside in a row, as the last commit of a worker of the pipeline left it. */
+extern int	CatalogReadErrorsInRow(int32 id, int member);
+extern void CatalogWriteErrorsInRow(int32 id, int member, int in_row);
 
 /* Event time of windowed pipelines, in the same transaction as rows and positions. */
 extern void CatalogReadProgress(int32 id, TimestampTz *watermark, TimestampTz *closed_before);

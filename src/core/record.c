@@ -89,3 +89,54 @@ HeadersToJsonb(const Record *record)
 	result = pushJsonbValue(&state, WJB_END_OBJECT, NULL);
 	return JsonbPGetDatum(JsonbValueToJsonb(result));
 }
+
+/* Bytes that are no text were written as \\x and hex; text that only looks so stays what it is. */
+static void
+header_value(RecordHeader *header, const char *text, int len)
+{
+	char	   *bytes;
+	int			n;
+
+	header->value = pnstrdup(text, len);
+	header->value_len = len;
+	if (len < 4 || len % 2 != 0 || strncmp(header->value, "\\x", 2) != 0 ||
+		strspn(header->value + 2, "0123456789abcdef") != len - 2)
+		return;
+	bytes = palloc(len / 2);
+	n = (int) hex_decode(text + 2, len - 2, bytes);
+	if (BytesAsText(bytes, n) != NULL)
+		return;
+	header->value = bytes;
+	header->value_len = n;
+}
+
+void
+HeadersFromJsonb(Record *record, Jsonb *headers)
+{
+	JsonbIterator *it;
+	JsonbValue	value;
+	JsonbIteratorToken token;
+	char	   *name = NULL;
+	RecordHeader *list;
+
+	if (!JB_ROOT_IS_OBJECT(headers))
+		return;
+	it = JsonbIteratorInit(&headers->root);
+	list = palloc(sizeof(RecordHeader) * (VARSIZE(headers) / 4 + 1));
+	while ((token = JsonbIteratorNext(&it, &value, false)) != WJB_DONE)
+	{
+		if (token == WJB_KEY)
+			name = pnstrdup(value.val.string.val, value.val.string.len);
+		else if ((token == WJB_VALUE || token == WJB_ELEM) && name &&
+				 record->nheaders < HYBRIDIOT_MAX_HEADERS)
+		{
+			RecordHeader *header = &list[record->nheaders++];
+
+			memset(header, 0, sizeof(*header));
+			header->name = name;
+			if (value.type == jbvString)
+				header_value(header, value.val.string.val, value.val.string.len);
+		}
+	}
+	record->headers = list;
+}

@@ -24,6 +24,7 @@
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/snapmgr.h"
+#include "utils/timeout.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
@@ -182,6 +183,20 @@ RoleLeave(RoleScope *scope)
 {
 	AtEOXact_GUC(false, scope->nestlevel);
 	SetUserIdAndSecContext(scope->userid, scope->sec_context);
+}
+
+void
+StatementTimerBegin(void)
+{
+	if (MyBgworkerEntry != NULL && StatementTimeout > 0)
+		enable_timeout_after(STATEMENT_TIMEOUT, StatementTimeout);
+}
+
+void
+StatementTimerEnd(void)
+{
+	if (MyBgworkerEntry != NULL)
+		disable_timeout(STATEMENT_TIMEOUT, false);
 }
 
 /*

@@ -44,6 +44,13 @@ typedef struct RoleScope
 extern void RoleEnter(RoleScope *scope, Oid role);
 extern void RoleLeave(RoleScope *scope);
 
+/*
+ * statement_timeout for what a worker runs: PostgreSQL's main loop, which watches it elsewhere, is not there. Nothing
+ * in sessions. End it in the error path, too.
+ */
+extern void StatementTimerBegin(void);
+extern void StatementTimerEnd(void);
+
 /* What an SQLSTATE means for a pipeline (ingest.md §4). */
 typedef enum ErrorClass
 {

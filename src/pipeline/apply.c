@@ -3,14 +3,17 @@
  *		Run a batch through a pipeline's statement; find the bad record.
  *
  * Called in an open transaction (of a worker) or subtransaction (of a session),
- * which the caller ends. The statement runs in a subtransaction of its own. When it
- * fails for a reason that lies in a record, the record the scan delivered
- * last is a guess: the ones before it are run, then it alone, and it is bad only if
- * it fails alone. Where the guess fails (a sort, an AFTER trigger) pieces
- * shrink on failure and double on success. Dead letters and positions go into
- * the same transaction. Errors that do not lie in a record are thrown on.
+ * which the caller ends. The statement runs over pieces of the batch, the first of which is all of it
+ * as long as nothing fails, each in a subtransaction of its own. When a piece fails for a
+ * reason that lies in a record, smaller ones are tried (see Search). A record is bad only if it
+ * fails alone, with all before it applied: it may need what an earlier one of its
+ * batch wrote. Pieces go in log order, so what is applied is always a prefix of
+ * the batch, and its dead letters and positions go into the same transaction. Errors that do not lie in a record are
+ * thrown on.
  */
 #include "postgres.h"
+
+#include <math.h>
 
 #include "access/xact.h"
 #include "commands/trigger.h"
@@ -19,13 +22,13 @@
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "nodes/parsenodes.h"
-#include "utils/hsearch.h"
 #include "utils/memutils.h"
 #include "utils/plancache.h"
 #include "utils/resowner.h"
 
 #include "core/compat.h"
 #include "pipeline/bulk.h"
+#include "pipeline/letters.h"
 #include "pipeline/pipeline.h"
 
 /* Of 64 subtransactions that PostgreSQL keeps at hand per transaction. */
@@ -48,15 +51,6 @@ statement_text(Pipeline *pipeline)
 	List	   *sources = SPI_plan_get_plan_sources(pipeline->plan);
 
 	return ((CachedPlanSource *) linitial(sources))->query_string;
-}
-
-static bool
-any_good(StreamBatch *batch, int first, int last)
-{
-	for (int i = first; i < last; i++)
-		if (batch->status[i] == RECORD_GOOD)
-			return true;
-	return false;
 }
 
 static void
@@ -90,7 +84,7 @@ run_statement(Pipeline *pipeline, int first, int last, uint64 *rows)
 
 /*
  * Run records [first, last) in a subtransaction. Returns NULL when all went in,
- * else the error, with nothing of it left but batch->delivered.
+ * else the error, with nothing of it left but the batch's delivered and deliveries.
  */
 static ErrorData *
 try_range(Pipeline *pipeline, int first, int last, uint64 *rows)
@@ -100,19 +94,19 @@ try_range(Pipeline *pipeline, int first, int last, uint64 *rows)
 	ErrorData  *volatile error = NULL;
 	uint64		before = *rows;
 
-	if (!any_good(pipeline->batch, first, last))
-		return NULL;
-
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
+		StatementTimerBegin();
 		run_statement(pipeline, first, last, rows);
+		StatementTimerEnd();
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
 	{
-		MemoryContextSwitchTo(pipeline->batch->context);
+		StatementTimerEnd();
+		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
 		FlushErrorState();
 		InPipeline = false;
@@ -124,12 +118,6 @@ try_range(Pipeline *pipeline, int first, int last, uint64 *rows)
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = owner;
 	return error;
-}
-
-static void
-reject(Pipeline *pipeline, int number, ErrorData *error)
-{
-	BatchSetError(pipeline->batch, number, RECORD_REJECTED, error->sqlerrcode, error->message);
 }
 
 /* ---- what a batch may hold ---- */
@@ -175,22 +163,20 @@ key_equal(int a, int b)
 #define SH_DEFINE
 #include "lib/simplehash.h"
 
-/* Of a compacted stream only the newest record of each key is delivered. */
+/* Of a compacted stream only the newest record of each key is delivered, of those that are tried at once. */
 static void
-supersede_older(StreamBatch *batch, int first)
+skip_older(StreamBatch *batch, int first, int last)
 {
 	keys_hash  *hash = keys_create(batch->context, 256, NULL);
 
 	hashed_batch = batch;
-	for (int i = batch->nrecords - 1; i >= first; i--)
+	for (int i = last - 1; i >= first; i--)
 	{
-		bool		found;
+		bool		found = false;
 
-		if (batch->status[i] != RECORD_GOOD || batch->records[i].key_len < 0)
-			continue;
-		(void) keys_insert(hash, i, &found);
-		if (found)
-			batch->status[i] = RECORD_SUPERSEDED;
+		if (batch->status[i] == RECORD_GOOD && batch->records[i].key_len >= 0)
+			(void) keys_insert(hash, i, &found);
+		batch->skip[i] = found;
 	}
 	keys_destroy(hash);
 }
@@ -225,62 +211,124 @@ first_repeated_key(StreamBatch *batch, int first, int last)
 
 /* ---- the search ---- */
 
+/*
+ * What a search knows. Two ways lead to a bad record. As long as the record that
+ * the scan delivered last is a true guess (the plan pulls records in order, and the error is raised at
+ * the row), it is the suspect: those before it are run, then it alone. Otherwise
+ * (a sort, a hash table, AFTER triggers, deferred constraints) a piece that failed is halved until one record is left.
+ *
+ * How much is tried at once follows from how far apart failures have been: what
+ * a failed piece wastes and what its start costs are to be about equal.
+ */
 typedef struct Search
 {
-	int			chunk;			/* records to try at once */
-	int			alone;			/* suspect to be run by itself; -1: none */
-	bool		guessing;		/* the scan's last record is still believed */
+	int			suspect;		/* to be run alone, once those before it are in; -1: none */
+	bool		alone;			/* else it only has to be the first of its piece */
+	int			failed_end;		/* [pos, failed_end) is known to fail as a whole; 0: nothing is */
 	int			savepoints;
 } Search;
+
+/* A piece that is started costs about as much as so many rows. */
+#define START_IN_ROWS 50
+
+static int
+chunk_size(Pipeline *pipeline)
+{
+	double		gap = Max(pipeline->failure_gap, pipeline->since_failure);
+
+	if (gap >= pipeline->batch->capacity)
+		return pipeline->batch->capacity;
+	/* With a true guess half a chunk is wasted at most once per failure; halving wastes about two. */
+	return (int) Max(pipeline->guess_fails ? gap : sqrt(2 * START_IN_ROWS * gap), 1);
+}
 
 /* Where the next piece from pos ends. */
 static int
 piece_end(Pipeline *pipeline, const Search *search, int pos, int last)
 {
-	int			end = Min(last, pos + search->chunk);
+	int			end = Min(last, pos + Min(chunk_size(pipeline), last - pos));
 
-	if (search->alone == pos)
+	if (search->suspect == pos && search->alone)
 		return pos + 1;
-	if (search->alone > pos)
-		end = Min(end, search->alone);
+	if (search->suspect > pos)
+		end = Min(last, search->suspect);
+	else if (search->failed_end > pos)
+		end = pos + Max((search->failed_end - pos) / 2, 1);
 	if (pipeline->is_merge && !pipeline->stream->compacted)
 		end = first_repeated_key(pipeline->batch, pos, end);
 	return end;
 }
 
-/* A piece [pos, end) failed with an error that lies in a record: what to try next. Returns the new pos. */
-static int
-after_failure(Pipeline *pipeline, Search *search, int pos, int end, int last, ErrorData *error)
+/* First and last record that the scan may deliver of a piece; false: there is none. */
+static bool
+good_range(StreamBatch *batch, int pos, int end, int *first, int *last)
 {
-	if (end - pos == 1)
-	{
-		reject(pipeline, pos, error);
-		search->alone = -1;
-		if (search->guessing)
-			search->chunk = Max(last - end, 1);
-		return end;
-	}
-	if (search->guessing && search->alone < 0)
-	{
-		search->alone = Min(Max(pipeline->batch->delivered, pos), end - 1);
-		return pos;
-	}
-	search->guessing = false;
-	search->alone = -1;
-	search->chunk = (end - pos) / 2;
-	return pos;
+	*first = -1;
+	for (int i = pos; i < end; i++)
+		if (batch->status[i] == RECORD_GOOD && !batch->skip[i])
+		{
+			if (*first < 0)
+				*first = i;
+			*last = i;
+		}
+	return *first >= 0;
 }
 
-static int
-after_success(Search *search, int pos, int end, int last)
+static void
+note_failure(Pipeline *pipeline)
 {
-	if (search->alone == pos)
-		search->alone = -1;		/* it failed only for want of its predecessors */
-	if (search->guessing)
-		search->chunk = Max(last - end, 1);
-	else
-		search->chunk = Min(search->chunk, PG_INT32_MAX / 2) * 2;
-	return end;
+	pipeline->failure_gap = (Min(pipeline->failure_gap, pipeline->batch->capacity) + pipeline->since_failure) / 2;
+	pipeline->since_failure = 0;
+}
+
+/* A piece [pos, end) failed with an error that may lie in a record: what to try next. */
+static void
+after_failure(Pipeline *pipeline, Search *search, int pos, int end, ErrorData *error)
+{
+	StreamBatch *batch = pipeline->batch;
+	int			first = pos;
+	int			last = end - 1;
+
+	(void) good_range(batch, pos, end, &first, &last);
+
+	/* It was alone, or the executor saw no other one: then all would have been the same, had it been alone. */
+	if (first == last || (batch->deliveries == 1 && batch->delivered == first))
+	{
+		RejectRecord(pipeline, first, error);
+		note_failure(pipeline);
+		search->suspect = -1;
+		search->failed_end = 0;
+		return;
+	}
+
+	/* Everything was delivered: that tells nothing. Those before the suspect failed: it told nothing. */
+	if (search->suspect > pos)
+		pipeline->guess_fails = true;
+	if (!pipeline->guess_fails && batch->delivered < last && batch->delivered >= first)
+	{
+		search->suspect = batch->delivered;
+		search->alone = ErrorClassify(error->sqlerrcode) != ERROR_SPLIT;
+		search->failed_end = 0;
+		return;
+	}
+	search->suspect = -1;
+	search->failed_end = end;
+}
+
+/* All up to pos is applied or set aside. */
+static void
+after_success(Pipeline *pipeline, Search *search, int pos, int end)
+{
+	pipeline->since_failure += end - pos;
+
+	/* It failed only for want of its predecessors, which are in. */
+	if (search->suspect >= 0 && search->suspect < end)
+	{
+		search->suspect = -1;
+		note_failure(pipeline);
+	}
+	if (search->failed_end <= end)
+		search->failed_end = 0;
 }
 
 /* Stream times rise with every record whose event time is known, whatever became of it. */
@@ -313,42 +361,81 @@ PipelineDecode(Pipeline *pipeline)
 	RoleLeave(&scope);
 }
 
+/* Which of the good records in [pos, end) need not be delivered when these are run at once. */
+static void
+choose_records(Pipeline *pipeline, int pos, int end)
+{
+	if (pipeline->stream->compacted)
+		skip_older(pipeline->batch, pos, end);
+}
+
 int
-ApplyBatch(Pipeline *pipeline, int first, uint64 *rows)
+SearchBatch(Pipeline *pipeline, int first, bool judged, uint64 *rows)
 {
 	StreamBatch *batch = pipeline->batch;
 	int			last = batch->nrecords;
 	int			pos = first;
-	Search		search = {.chunk = Max(last - first, 1),.alone = -1,.guessing = true};
+	Search		search = {.suspect = -1};
 
-	if (first == 0)
-	{
-		PipelineDecode(pipeline);
-		if (pipeline->stream->compacted)
-			supersede_older(batch, 0);
-	}
 	while (pos < last && (search.savepoints < MAX_SAVEPOINTS || pos == first))
 	{
 		int			end = piece_end(pipeline, &search, pos, last);
-		ErrorData  *error = try_range(pipeline, pos, end, rows);
+		int			unused;
+		ErrorData  *error = NULL;
 
-		search.savepoints++;
-		if (error == NULL)
-			pos = after_success(&search, pos, end, last);
-		else
+		if (judged)
 		{
-			ErrorClass	class = ErrorClassify(error->sqlerrcode);
+			int			stop = FirstRecordTooMany(pipeline, pos, end);
 
-			if (class == ERROR_TRY_AGAIN || class == ERROR_STOP)
-				PipelineRethrow(error);
-			pos = after_failure(pipeline, &search, pos, end, last, error);
+			/* What comes before it is kept; the next call finds it at its beginning. */
+			if (stop == pos && pos > first)
+				break;
+			if (stop == pos)
+				StopAtRecord(pipeline, pos);
+			end = stop;
 		}
+		choose_records(pipeline, pos, end);
+		if (good_range(batch, pos, end, &unused, &unused))
+		{
+			error = try_range(pipeline, pos, end, rows);
+			search.savepoints++;
+		}
+		if (error == NULL)
+		{
+			after_success(pipeline, &search, pos, end);
+			if (judged)
+				CountErrorsInRow(pipeline, pos, end);
+			pos = end;
+			continue;
+		}
+		switch (ErrorClassify(error->sqlerrcode))
+		{
+			case ERROR_TRY_AGAIN:
+			case ERROR_STOP:
+				PipelineRethrow(error);
+				break;
+			case ERROR_SPLIT:
+			case ERROR_BAD_RECORD:
+				after_failure(pipeline, &search, pos, end, error);
+				break;
+		}
+		FreeErrorData(error);
 	}
+	return pos;
+}
 
-	note_times(pipeline, first, pos);
-	(void) PipelineWriteDeadRecords(pipeline, first, pos);
-	PipelineAdvancePositions(pipeline, first, pos);
+int
+ApplyBatch(Pipeline *pipeline, int first, uint64 *rows)
+{
+	int			end;
+
+	if (first == 0)
+		PipelineDecode(pipeline);
+	end = SearchBatch(pipeline, first, true, rows);
+	note_times(pipeline, first, end);
+	WriteDeadRecords(pipeline, first, end);
+	PipelineAdvancePositions(pipeline, first, end);
 	PipelineWritePositions(pipeline);
 	PipelineNotify(pipeline);
-	return pos;
+	return end;
 }

@@ -31,6 +31,7 @@
 
 #include "core/clock.h"
 #include "core/compat.h"
+#include "pipeline/letters.h"
 #include "pipeline/pipeline.h"
 #include "pipeline/rollup.h"
 
@@ -45,6 +46,24 @@
 extern PGDLLEXPORT void PipelineWorkerMain(Datum main_arg);
 
 static int	backoff_ms = 0;		/* of this worker; a commit resets it */
+
+/*
+ * A batch that is cancelled (57014) or lacks memory (53200) again and again may be too large: it is halved. If
+ * a single record is, the pipeline stops. Kept while the pipeline is closed and opened again.
+ */
+typedef struct Strain
+{
+	int			records;		/* in the transaction that is open, or failed last; 0: none */
+	char		place[NAMEDATALEN * 2 + 64];	/* of the first of them */
+	int			failures;		/* of that kind in a row */
+	int			limit;			/* records a batch may have; 0: as configured */
+	int			commits;		/* since the limit was set */
+} Strain;
+
+static Strain strain;
+
+#define STRAIN_FAILURES 3
+#define STRAIN_COMMITS 64		/* until twice as many are tried */
 
 /* ---- units of work ---- */
 
@@ -127,7 +146,7 @@ dead_in(StreamBatch *batch, int first, int last)
 	int			n = 0;
 
 	for (int i = first; i < last; i++)
-		n += batch->status[i] != RECORD_GOOD && batch->status[i] != RECORD_SUPERSEDED;
+		n += batch->status[i] != RECORD_GOOD;
 	return n;
 }
 
@@ -136,6 +155,43 @@ finish_batch(Pipeline *pipeline)
 {
 	BatchReset(pipeline->batch);
 	SourceRelease(pipeline->source);
+}
+
+/* ---- batches that are too large ---- */
+
+static void
+strain_begin(Pipeline *pipeline, int first)
+{
+	const Record *record = &pipeline->batch->records[first];
+
+	strain.records = pipeline->batch->nrecords - first;
+	snprintf(strain.place, sizeof(strain.place), "topic \"%s\", partition %d, offset " INT64_FORMAT,
+			 pipeline->stream->topics[record->topic], record->partition, record->offset);
+}
+
+static void
+strain_end(Pipeline *pipeline)
+{
+	strain.records = strain.failures = 0;
+	if (strain.limit == 0 || ++strain.commits < STRAIN_COMMITS)
+		return;
+	strain.commits = 0;
+	strain.limit = strain.limit < pipeline->batch->capacity / 2 ? strain.limit * 2 : 0;
+}
+
+/* An error came to a worker. False: it stands at a single record, which cannot be applied. */
+static bool
+strain_bears(int sqlstate)
+{
+	if ((sqlstate != ERRCODE_QUERY_CANCELED && sqlstate != ERRCODE_OUT_OF_MEMORY) || strain.records == 0 ||
+		++strain.failures < STRAIN_FAILURES)
+		return true;
+	if (strain.records == 1)
+		return false;
+	strain.limit = strain.records / 2;
+	strain.failures = strain.commits = 0;
+	backoff_ms = 0;
+	return true;
 }
 
 /* ---- per batch ---- */
@@ -151,9 +207,11 @@ apply_batch(Pipeline *pipeline)
 		uint64		rows = 0;
 		int			last;
 
+		strain_begin(pipeline, first);
 		unit_begin(pipeline, &unit, false);
 		last = ApplyBatch(pipeline, first, &rows);
 		unit_commit(pipeline, &unit);
+		strain_end(pipeline);
 		PipelinePositionsStored(pipeline);
 		count(pipeline, last - first, rows, dead_in(pipeline->batch, first, last));
 		first = last;
@@ -238,6 +296,7 @@ forget_rejected(Pipeline *pipeline)
 		if (rejected->offset >= PipelinePartition(pipeline, &place)->stored_offset)
 			continue;
 		pipeline->rejected = foreach_delete_current(pipeline->rejected, lc);
+		pfree(rejected->error.message);
 		pfree(rejected);
 	}
 }
@@ -258,7 +317,7 @@ narrow_down(Pipeline *pipeline, ErrorData *error)
 		rejected->partition = batch->records[0].partition;
 		rejected->offset = batch->records[0].offset;
 		rejected->error.sqlstate = error->sqlerrcode;
-		strlcpy(rejected->error.message, error->message, DECODE_MESSAGE_LEN);
+		rejected->error.message = ErrorMessage(error);
 		pipeline->rejected = lappend(pipeline->rejected, rejected);
 		MemoryContextSwitchTo(old);
 	}
@@ -284,18 +343,22 @@ advance(Pipeline *pipeline)
 	Unit		unit;
 	volatile int dead = 0;
 
+	strain_begin(pipeline, 0);
 	unit_begin(pipeline, &unit, true);
 	PG_TRY();
 	{
+		StatementTimerBegin();
 		PipelineDecode(pipeline);
 		mark_rejected(pipeline);
 		batch->first = 0;
 		batch->last = batch->nrecords;
 		RollupAdvance(pipeline, batch);
-		dead = PipelineCountDeadRecords(pipeline, 0, batch->nrecords);
+		StatementTimerEnd();
+		dead = JudgeDeadRecords(pipeline, 0, batch->nrecords);
 	}
 	PG_CATCH();
 	{
+		StatementTimerEnd();
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
 		FlushErrorState();
@@ -315,6 +378,7 @@ advance(Pipeline *pipeline)
 	}
 
 	unit_commit(pipeline, &unit);
+	strain_end(pipeline);
 	PipelineAdvancePositions(pipeline, 0, batch->nrecords);
 	pipeline->since_checkpoint += batch->nrecords;
 	pipeline->dead_since_checkpoint += dead;
@@ -341,8 +405,13 @@ typedef struct Loop
 static int
 batch_limit(Pipeline *pipeline)
 {
-	return pipeline->piece > 0 ? Min(pipeline->piece, pipeline->batch->capacity) :
-		pipeline->batch->capacity;
+	int			limit = pipeline->batch->capacity;
+
+	if (pipeline->piece > 0)
+		limit = Min(limit, pipeline->piece);
+	if (strain.limit > 0 && !pipeline->in_session)
+		limit = Min(limit, strain.limit);
+	return limit;
 }
 
 /* Take what has arrived. Returns the number of records. */
@@ -550,15 +619,18 @@ static bool
 pipeline_error(ErrorData *error)
 {
 	char		reason[HYBRIDIOT_REASON_LEN];
+	bool		bears = strain_bears(error->sqlerrcode);
 
-	if (error->detail)
+	if (!bears)
+		snprintf(reason, sizeof(reason), "record at %s cannot be applied: %s", strain.place, error->message);
+	else if (error->detail)
 		snprintf(reason, sizeof(reason), "%s (%s)", error->message, error->detail);
 	else
 		strlcpy(reason, error->message, sizeof(reason));
 	reason[pg_mbcliplen(reason, (int) strlen(reason), sizeof(reason) - 1)] = '\0';
 	SlotSetError(MyWorkerSlot, reason);
 
-	if (ErrorClassify(error->sqlerrcode) != ERROR_TRY_AGAIN)
+	if (!bears || ErrorClassify(error->sqlerrcode) != ERROR_TRY_AGAIN)
 	{
 		stop_with_reason(reason);
 		return false;

@@ -178,9 +178,8 @@ required_name(FunctionCallInfo fcinfo)
 	return pstrdup(NameStr(*PG_GETARG_NAME(ARG_NAME)));
 }
 
-/* The pipeline of that name, locked; the caller must be a member of its owner. */
-static PipelineDefinition *
-find_pipeline(FunctionCallInfo fcinfo)
+PipelineDefinition *
+PipelineOfCaller(FunctionCallInfo fcinfo)
 {
 	char	   *name = required_name(fcinfo);
 	PipelineDefinition *def = CatalogReadPipelineByName(name, true, CurrentMemoryContext);
@@ -249,7 +248,7 @@ PG_FUNCTION_INFO_V1(hybridiot_alter_pipeline);
 Datum
 hybridiot_alter_pipeline(PG_FUNCTION_ARGS)
 {
-	PipelineDefinition *def = find_pipeline(fcinfo);
+	PipelineDefinition *def = PipelineOfCaller(fcinfo);
 	Statement  *statement;
 	bool		windowed = def->kind == PIPELINE_WINDOWED;
 	bool		retyped = !PG_ARGISNULL(ARG_STATEMENT);
@@ -306,7 +305,7 @@ PG_FUNCTION_INFO_V1(hybridiot_drop_pipeline);
 Datum
 hybridiot_drop_pipeline(PG_FUNCTION_ARGS)
 {
-	PipelineDefinition *def = find_pipeline(fcinfo);
+	PipelineDefinition *def = PipelineOfCaller(fcinfo);
 	uint64		letters = CatalogDeletePipeline(def->id);
 
 	if (letters > 0)
@@ -323,7 +322,7 @@ PG_FUNCTION_INFO_V1(hybridiot_pause_pipeline);
 Datum
 hybridiot_pause_pipeline(PG_FUNCTION_ARGS)
 {
-	CatalogSetEnabled(find_pipeline(fcinfo)->id, false);
+	CatalogSetEnabled(PipelineOfCaller(fcinfo)->id, false);
 	WakeAtCommit(WAKE_RELOAD);
 	PG_RETURN_VOID();
 }
@@ -334,7 +333,7 @@ PG_FUNCTION_INFO_V1(hybridiot_resume_pipeline);
 Datum
 hybridiot_resume_pipeline(PG_FUNCTION_ARGS)
 {
-	PipelineDefinition *def = find_pipeline(fcinfo);
+	PipelineDefinition *def = PipelineOfCaller(fcinfo);
 
 	CatalogSetEnabled(def->id, true);
 	CatalogTakeOrigin(def->id);
@@ -364,7 +363,7 @@ PG_FUNCTION_INFO_V1(hybridiot_run_pipeline);
 Datum
 hybridiot_run_pipeline(PG_FUNCTION_ARGS)
 {
-	PipelineDefinition *def = find_pipeline(fcinfo);
+	PipelineDefinition *def = PipelineOfCaller(fcinfo);
 	int64		max_records = PG_ARGISNULL(1) ? PG_INT64_MAX : PG_GETARG_INT64(1);
 	TimestampTz wall_clock = PG_ARGISNULL(2) ? DT_NOBEGIN : PG_GETARG_TIMESTAMPTZ(2);
 

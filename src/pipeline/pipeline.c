@@ -1,7 +1,6 @@
 /*
  * pipeline.c
- *		Opening a pipeline, its positions in memory and in the table, its dead
- *		letters.
+ *		Opening a pipeline, its positions in memory and in the table.
  *
  * A pipeline lives in one memory context; closing it deletes the context,
  * which also ends the consumer. Positions run ahead in memory and are written by
@@ -164,6 +163,9 @@ PipelineOpen(int32 id, bool in_session)
 	pipeline->stream = StreamOpen(pipeline->def->stream, pipeline->def->owner);
 	pipeline->batch = BatchCreate(pipeline->stream, pipeline->def->options.batch_rows);
 	pipeline->checkpoint_at = GetCurrentTimestamp();
+	pipeline->failure_gap = PG_INT32_MAX;
+	pipeline->errors_in_row = pipeline->errors_stored = pipeline->errors_at_checkpoint =
+		CatalogReadErrorsInRow(id, 0);
 
 	statement = StatementReanalyze(pipeline->def->query);
 	pipeline->is_merge = statement->merges;
@@ -526,11 +528,14 @@ PipelineWritePositions(Pipeline *pipeline)
 				 errmsg("positions of pipeline \"%s\" were moved by somebody else", pipeline->def->name),
 				 errdetail("Nothing of this batch was kept.")));
 	pfree(moves);
+	if (pipeline->errors_in_row != pipeline->errors_stored)
+		CatalogWriteErrorsInRow(pipeline->def->id, 0, pipeline->errors_in_row);
 }
 
 void
 PipelinePositionsStored(Pipeline *pipeline)
 {
+	pipeline->errors_stored = pipeline->errors_in_row;
 	for (int i = 0; i < pipeline->nparts; i++)
 	{
 		pipeline->parts[i].stored_offset = pipeline->parts[i].next_offset;
@@ -538,105 +543,6 @@ PipelinePositionsStored(Pipeline *pipeline)
 			pipeline->parts[i].stored_end = pipeline->parts[i].end_offset;
 		pipeline->parts[i].changed = false;
 	}
-}
-
-/* ---- dead letters ---- */
-
-static DeadReason
-dead_reason(RecordStatus status)
-{
-	switch (status)
-	{
-		case RECORD_GOOD:
-			break;
-		case RECORD_UNDECODABLE:
-			return DEAD_UNDECODABLE;
-		case RECORD_FUTURE:
-			return DEAD_FUTURE;
-		case RECORD_REJECTED:
-			return DEAD_REJECTED;
-		case RECORD_LATE:
-			return DEAD_LATE;
-		case RECORD_SUPERSEDED:
-			break;
-	}
-	pg_unreachable();
-}
-
-/* Stop where the options say so: the record's place is in the message. */
-static void
-judge_error(Pipeline *pipeline, int number)
-{
-	StreamBatch *batch = pipeline->batch;
-	const Record *record = &batch->records[number];
-	const char *message = batch->errors[number] ? batch->errors[number]->message : "set aside";
-
-	pipeline->errors_in_row++;
-	if (pipeline->def->options.stop_on_error)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("record at topic \"%s\", partition %d, offset " INT64_FORMAT " cannot be applied: %s",
-						pipeline->stream->topics[record->topic], record->partition,
-						record->offset, message)));
-	if (pipeline->errors_in_row > pipeline->def->options.max_errors)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("more than %d records in a row cannot be applied, the last at topic \"%s\", partition %d, offset "
-						INT64_FORMAT ": %s", pipeline->def->options.max_errors,
-						pipeline->stream->topics[record->topic], record->partition,
-						record->offset, message)));
-}
-
-int
-PipelineCountDeadRecords(Pipeline *pipeline, int first, int last)
-{
-	StreamBatch *batch = pipeline->batch;
-	int			n = 0;
-
-	for (int i = first; i < last; i++)
-	{
-		if (batch->status[i] == RECORD_GOOD)
-			pipeline->errors_in_row = 0;
-		else if (batch->status[i] != RECORD_SUPERSEDED)
-		{
-			n++;
-			judge_error(pipeline, i);
-		}
-	}
-	return n;
-}
-
-int
-PipelineWriteDeadRecords(Pipeline *pipeline, int first, int last)
-{
-	StreamBatch *batch = pipeline->batch;
-	int			n = PipelineCountDeadRecords(pipeline, first, last);
-	DeadLetter *letters;
-	int			k = 0;
-
-	if (n == 0)
-		return 0;
-	letters = palloc0(sizeof(DeadLetter) * n);
-	for (int i = first; i < last; i++)
-	{
-		DeadLetter *letter = &letters[k];
-
-		if (batch->status[i] == RECORD_GOOD || batch->status[i] == RECORD_SUPERSEDED)
-			continue;
-		k++;
-		letter->reason = dead_reason(batch->status[i]);
-		letter->record = &batch->records[i];
-		letter->topic = pipeline->stream->topics[batch->records[i].topic];
-		letter->window_start = letter->window_end = letter->watermark = DT_NOBEGIN;
-		if (batch->errors[i])
-		{
-			letter->sqlstate = batch->errors[i]->sqlstate;
-			letter->message = batch->errors[i]->message;
-		}
-	}
-	CatalogWriteDeadLetters(pipeline->def->id, pipeline->def->stream, letters, n);
-	pfree(letters);
-	return n;
 }
 
 void

@@ -5,9 +5,11 @@
 #ifndef HYBRIDIOT_PIPELINE_H
 #define HYBRIDIOT_PIPELINE_H
 
+#include "fmgr.h"
 #include "nodes/parsenodes.h"
 
 #include "core/catalog.h"
+#include "core/catalog_letter.h"
 #include "core/shmem.h"
 #include "core/worker.h"
 #include "stream/stream.h"
@@ -51,9 +53,15 @@ typedef struct Pipeline
 	bool		has_clock;		/* run_pipeline's wall_clock was given */
 	TimestampTz clock;
 	int			errors_in_row;	/* records set aside since the last good one */
+	int			errors_stored;	/* the same, as the table has it */
 	int			errors_at_checkpoint;	/* the same, as of the last checkpoint */
 	TimestampTz refreshed_at;	/* when partitions were counted last */
 	char	   *signature;		/* of all definitions it was opened from */
+
+	/* per batch, what the search for bad records has learnt (apply.c) */
+	bool		guess_fails;	/* the record delivered last was not the bad one */
+	double		failure_gap;	/* records from one failure to the next, lately */
+	double		since_failure;	/* records applied since the last one */
 
 	/* windowed, while a bad record is looked for */
 	int			piece;			/* records between checkpoints; 0: as configured */
@@ -68,7 +76,15 @@ extern TimestampTz PipelineNow(Pipeline *pipeline);
 /* The partition a record belongs to. */
 extern PartitionState *PipelinePartition(Pipeline *pipeline, const Record *record);
 
-/* ---- pipeline.c: opening, positions, dead letters ---- */
+/* ---- manage.c ---- */
+
+/*
+ * The pipeline that the first argument names, locked against changes by others; ereport 22004, 42704, and 42501 when
+ * the caller is no member of its owner.
+ */
+extern PipelineDefinition *PipelineOfCaller(FunctionCallInfo fcinfo);
+
+/* ---- pipeline.c: opening, positions ---- */
 
 /*
  * Open a pipeline from its stored definition, in a context of its own: stream, positions,
@@ -100,13 +116,6 @@ extern void PipelineAdvancePositions(Pipeline *pipeline, int first, int last);
  */
 extern void PipelineWritePositions(Pipeline *pipeline);
 extern void PipelinePositionsStored(Pipeline *pipeline);
-/*
- * Write one dead letter per record of the batch whose status is not good,
- * [first, last). ereport 55000 when on_error or max_errors say stop. Returns how many.
- */
-extern int	PipelineWriteDeadRecords(Pipeline *pipeline, int first, int last);
-/* The same judgement without writing, for those that write dead letters themselves. */
-extern int	PipelineCountDeadRecords(Pipeline *pipeline, int first, int last);
 extern void PipelineNotify(Pipeline *pipeline);
 
 /* Throw a caught error on, without telling its context twice. Needs an outer PG_TRY or the session's main loop. */
@@ -127,6 +136,12 @@ extern void PipelineDecode(Pipeline *pipeline);
  */
 extern int	ApplyBatch(Pipeline *pipeline, int first, uint64 *rows);
 
+/*
+ * The search within: applies what can be applied of the decoded records [first, nrecords), and marks the rest as rejected.
+ * judged: max_errors and on_error count (ereport 55000 when the record at first is one too many). Returns as ApplyBatch().
+ */
+extern int	SearchBatch(Pipeline *pipeline, int first, bool judged, uint64 *rows);
+
 /* ---- ingest.c ---- */
 
 /*
@@ -143,7 +158,7 @@ typedef struct RejectedRecord
 	int32		topic;
 	int32		partition;
 	int64		offset;
-	DecodeError error;
+	RecordError error;
 } RejectedRecord;
 
 /* statement.c: parse what the user typed; stream is found, names are resolved. */

@@ -25,6 +25,7 @@
 #include "utils/resowner.h"
 
 #include "core/compat.h"
+#include "pipeline/letters.h"
 #include "pipeline/rollup_state.h"
 
 /* PostgreSQL keeps 64 subtransactions of a transaction at hand; beyond that everybody's snapshots get slower. */
@@ -170,7 +171,7 @@ emit_range(Emitter *emitter, int from, int to)
 		{
 			emitter->emissions[from].result = EMIT_FAILED;
 			emitter->emissions[from].sqlstate = error->sqlerrcode;
-			emitter->emissions[from].message = pstrdup(error->message ? error->message : "");
+			emitter->emissions[from].message = ErrorMessage(error);
 			FreeErrorData(error);
 			return;
 		}

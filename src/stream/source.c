@@ -16,13 +16,13 @@
 #include "miscadmin.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/jsonb.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "core/compat.h"
+#include "core/record.h"
 #include "core/worker.h"
 #include "stream/source.h"
 
@@ -310,34 +310,6 @@ SourceAssignment(Source *source, int *nparts)
 	return source->parts;
 }
 
-/* Header values of a jsonb object; arrays stand for repeated names. */
-static void
-table_headers(Record *record, Jsonb *headers)
-{
-	JsonbIterator *it = JsonbIteratorInit(&headers->root);
-	JsonbValue	value;
-	JsonbIteratorToken token;
-	char	   *name = NULL;
-	RecordHeader *list = palloc(sizeof(RecordHeader) * (VARSIZE(headers) / 4 + 1));
-
-	while ((token = JsonbIteratorNext(&it, &value, false)) != WJB_DONE)
-	{
-		if (token == WJB_KEY)
-			name = pnstrdup(value.val.string.val, value.val.string.len);
-		else if ((token == WJB_VALUE || token == WJB_ELEM) && name &&
-				 record->nheaders < HYBRIDIOT_MAX_HEADERS)
-		{
-			RecordHeader *header = &list[record->nheaders++];
-
-			header->name = name;
-			header->value = value.type == jbvString ?
-				pnstrdup(value.val.string.val, value.val.string.len) : NULL;
-			header->value_len = value.type == jbvString ? value.val.string.len : 0;
-		}
-	}
-	record->headers = list;
-}
-
 static void
 table_bytes(HeapTuple row, int column, const char **bytes, int32 *len)
 {
@@ -371,12 +343,7 @@ table_record(HeapTuple row, Record *record)
 	table_bytes(row, 5, &record->value, &record->value_len);
 	value = SPI_getbinval(row, desc, 6, &isnull);
 	if (!isnull)
-	{
-		Jsonb	   *headers = DatumGetJsonbPCopy(value);
-
-		if (JB_ROOT_IS_OBJECT(headers))
-			table_headers(record, headers);
-	}
+		HeadersFromJsonb(record, DatumGetJsonbPCopy(value));
 }
 
 /* Ends of all assigned partitions, as of now. */

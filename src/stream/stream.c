@@ -323,7 +323,8 @@ BatchCreate(Stream *stream, int capacity)
 										   ALLOCSET_DEFAULT_SIZES);
 	batch->records = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(Record) * capacity);
 	batch->status = palloc0(sizeof(RecordStatus) * capacity);
-	batch->errors = palloc0(sizeof(DecodeError *) * capacity);
+	batch->errors = palloc0(sizeof(RecordError *) * capacity);
+	batch->skip = palloc0(sizeof(bool) * capacity);
 	batch->event_times = palloc(sizeof(TimestampTz) * capacity);
 	batch->values = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(Datum) * cells);
 	batch->isnull = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(bool) * cells);
@@ -333,7 +334,8 @@ BatchCreate(Stream *stream, int capacity)
 void
 BatchReset(StreamBatch *batch)
 {
-	memset(batch->errors, 0, sizeof(DecodeError *) * batch->nrecords);
+	memset(batch->errors, 0, sizeof(RecordError *) * batch->nrecords);
+	memset(batch->skip, 0, sizeof(bool) * batch->nrecords);
 	memset(batch->status, 0, sizeof(RecordStatus) * batch->nrecords);
 	batch->nrecords = 0;
 	MemoryContextReset(batch->context);
@@ -342,17 +344,13 @@ BatchReset(StreamBatch *batch)
 void
 BatchSetError(StreamBatch *batch, int number, RecordStatus status, int sqlstate, const char *message)
 {
-	DecodeError *error = MemoryContextAlloc(batch->context, sizeof(DecodeError));
+	RecordError *error = MemoryContextAlloc(batch->context, sizeof(RecordError));
+	int			len = pg_mbcliplen(message, (int) strlen(message), RECORD_MESSAGE_LEN);
 
 	error->sqlstate = sqlstate;
-	strlcpy(error->message, message, sizeof(error->message));
-	if (strlen(message) >= sizeof(error->message))
-	{
-		/* Do not end in the middle of a character. */
-		int			len = pg_mbcliplen(message, (int) strlen(message), sizeof(error->message) - 1);
-
-		error->message[len] = '\0';
-	}
+	error->message = MemoryContextAlloc(batch->context, len + 1);
+	memcpy(error->message, message, len);
+	error->message[len] = '\0';
 	batch->status[number] = status;
 	batch->errors[number] = error;
 }

@@ -66,13 +66,21 @@ typedef enum RecordStatus
 	RECORD_UNDECODABLE,
 	RECORD_FUTURE,
 	RECORD_REJECTED,			/* failed in the statement by itself */
-	RECORD_LATE,				/* not used in per-batch pipelines */
-	RECORD_SUPERSEDED			/* a newer record of its key is in the batch (compacted) */
+	RECORD_LATE					/* not used in per-batch pipelines */
 } RecordStatus;
+
+/* Why a record is not good. */
+typedef struct RecordError
+{
+	int			sqlstate;
+	char	   *message;		/* valid in the server encoding; no longer than RECORD_MESSAGE_LEN */
+} RecordError;
+
+#define RECORD_MESSAGE_LEN 2000
 
 /*
  * The records applied in one transaction. Record numbers are 0-based places in
- * records[]; the scan delivers those with status RECORD_GOOD in [first, last),
+ * records[]; the scan delivers those with status RECORD_GOOD in [first, last) that are not to be skipped,
  * in order, with ctid (number, 1).
  */
 typedef struct StreamBatch
@@ -84,7 +92,8 @@ typedef struct StreamBatch
 	int			nrecords;
 	Record	   *records;
 	RecordStatus *status;
-	DecodeError **errors;		/* NULL, or why not good */
+	RecordError **errors;		/* NULL, or why not good */
+	bool	   *skip;			/* not delivered this time, though good: a newer record does for it */
 	TimestampTz *event_times;	/* DT_NOBEGIN where there is none */
 	Datum	   *values;			/* capacity × natts */
 	bool	   *isnull;
@@ -94,13 +103,14 @@ typedef struct StreamBatch
 	int			last;
 	int			cursor;			/* next record number to look at */
 	int			delivered;		/* last record number delivered; -1: none */
+	int			deliveries;		/* how many were */
 	const char *query_string;	/* pointer of the statement that may scan it */
 	EState	   *estate;			/* of the scan that took it */
 } StreamBatch;
 
 extern StreamBatch *BatchCreate(Stream *stream, int capacity);	/* in the current context */
 extern void BatchReset(StreamBatch *batch);
-/* Note why a record is not good. */
+/* Note why a record is not good; the message is copied, and cut at RECORD_MESSAGE_LEN. */
 extern void BatchSetError(StreamBatch *batch, int number, RecordStatus status,
 						  int sqlstate, const char *message);
 /*

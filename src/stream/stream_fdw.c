@@ -61,6 +61,7 @@ BatchExpose(StreamBatch *batch, int first, int last, const char *query_string)
 		batch->first = batch->cursor = first;
 		batch->last = last;
 		batch->delivered = -1;
+		batch->deliveries = 0;
 		batch->query_string = query_string;
 		batch->estate = NULL;
 	}
@@ -608,6 +609,7 @@ deliver(StreamScan *scan, int number, TupleTableSlot *slot)
 	ExecStoreVirtualTuple(slot);
 	ItemPointerSet(&slot->tts_tid, number, 1);
 	batch->delivered = number;
+	batch->deliveries++;
 	return slot;
 }
 
@@ -620,7 +622,7 @@ iterate_exposed(StreamScan *scan, TupleTableSlot *slot)
 	{
 		int			number = batch->cursor++;
 
-		if (batch->status[number] == RECORD_GOOD)
+		if (batch->status[number] == RECORD_GOOD && !batch->skip[number])
 			return deliver(scan, number, slot);
 	}
 	return slot;

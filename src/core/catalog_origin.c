@@ -136,7 +136,8 @@ CatalogResumeAll(Oid role, int32 **ids)
 	static CatalogQuery query = {
 		.sql = "WITH resumed AS (UPDATE hybridiot.pipeline_definition d SET failure = NULL"
 		" WHERE d.enabled AND pg_catalog.pg_has_role($5, d.owner, 'USAGE') AND (d.failure IS NOT NULL OR NOT EXISTS"
-		" (SELECT FROM hybridiot.pipeline_origin o WHERE o.pipeline = d.id AND " AT_HOME ")) RETURNING d.id)"
+		" (SELECT FROM hybridiot.pipeline_origin o WHERE o.pipeline = d.id AND " AT_HOME ")) RETURNING d.id),"
+		" counts_anew AS (DELETE FROM hybridiot.pipeline_errors e USING resumed r WHERE e.pipeline = r.id)"
 		" INSERT INTO hybridiot.pipeline_origin (pipeline, system_id, timeline, database, instance)"
 		" SELECT id, $1, $2, $3, $4 FROM resumed" UPSERT_ORIGIN " RETURNING pipeline",
 		.nargs = IDENTITY_ARGS + 1,.argtypes = {IDENTITY_TYPES, OIDOID}

@@ -13,25 +13,19 @@
 
 #include "access/htup_details.h"
 #include "access/reloptions.h"
-#include "access/stratnum.h"
 #include "access/sysattr.h"
 #include "access/table.h"
-#include "catalog/pg_am.h"
-#include "catalog/pg_type.h"
 #include "commands/defrem.h"
 #include "commands/explain.h"
 #include "executor/executor.h"
 #include "foreign/fdwapi.h"
 #include "foreign/foreign.h"
-#include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
-#include "nodes/nodeFuncs.h"
 #include "optimizer/cost.h"
 #include "optimizer/optimizer.h"
 #include "optimizer/pathnode.h"
 #include "optimizer/planmain.h"
-#include "optimizer/clauses.h"
 #include "optimizer/restrictinfo.h"
 #include "parser/parsetree.h"
 #include "storage/latch.h"
@@ -45,11 +39,14 @@
 #include "core/compat.h"
 #include "core/options.h"
 #include "core/worker.h"
+#include "stream/seek.h"
 #include "stream/stream.h"
 
 #define SESSION_BATCH 1000
 #define ASK_TIMEOUT_MS 30000	/* until a session gives up on the brokers */
 #define GUESSED_ROWS 10000
+#define STARTUP_COST 10
+#define SEEK_COST 50			/* to ask the brokers anew and wait for the first records, once for each row of the outer side */
 
 StreamBatch *ExposedBatch = NULL;
 
@@ -70,99 +67,6 @@ BatchExpose(StreamBatch *batch, int first, int last, const char *query_string)
 
 /* ---- planning ---- */
 
-/* What a pushed-down condition bounds. */
-typedef enum BoundKind
-{
-	BOUND_PARTITION,
-	BOUND_OFFSET,
-	BOUND_TIMESTAMP
-} BoundKind;
-
-/* Of a column: which bound it stands for, if any. */
-static bool
-column_bound(Oid relid, AttrNumber attnum, BoundKind *kind)
-{
-	const char *metadata;
-
-	if (attnum <= 0)
-		return false;
-	metadata = OptionGet(GetForeignColumnOptions(relid, attnum), "metadata");
-	if (metadata == NULL)
-		return false;
-	if (strcmp(metadata, "partition") == 0)
-		*kind = BOUND_PARTITION;
-	else if (strcmp(metadata, "offset") == 0)
-		*kind = BOUND_OFFSET;
-	else if (strcmp(metadata, "timestamp") == 0)
-		*kind = BOUND_TIMESTAMP;
-	else
-		return false;
-	return true;
-}
-
-static bool
-bound_type(BoundKind kind, Oid typid)
-{
-	if (kind == BOUND_TIMESTAMP)
-		return typid == TIMESTAMPTZOID;
-	return typid == INT2OID || typid == INT4OID || typid == INT8OID;
-}
-
-/* Place of an operator in a B-tree order; false if it has none (<>) */
-static bool
-btree_strategy(Oid opno, int *strategy)
-{
-	List	   *entries = BTREE_INTERPRETATION(opno);
-	ListCell   *lc;
-
-	foreach(lc, entries)
-	{
-		*strategy = BTREE_STRATEGY(lfirst(lc));
-		if (*strategy >= BTLessStrategyNumber && *strategy <= BTGreaterStrategyNumber)
-			return true;
-	}
-	return false;
-}
-
-/*
- * Is the clause "metadata column <op> something known before the scan", with an
- * ordering operator? Then tell column, strategy and the other side.
- */
-static bool
-clause_bound(RelOptInfo *baserel, Oid relid, Expr *clause, BoundKind *kind,
-			 int *strategy, Expr **value)
-{
-	OpExpr	   *op;
-	Node	   *left;
-	Node	   *right;
-	Oid			opno;
-
-	if (!IsA(clause, OpExpr) || list_length(((OpExpr *) clause)->args) != 2)
-		return false;
-	op = (OpExpr *) clause;
-	opno = op->opno;
-	left = linitial(op->args);
-	right = lsecond(op->args);
-	if (!IsA(left, Var) || ((Var *) left)->varno != baserel->relid)
-	{
-		Node	   *swap = left;
-
-		left = right;
-		right = swap;
-		opno = get_commutator(opno);
-	}
-	if (!OidIsValid(opno) || !IsA(left, Var) || ((Var *) left)->varno != baserel->relid ||
-		((Var *) left)->varlevelsup != 0 ||
-		!column_bound(relid, ((Var *) left)->varattno, kind) ||
-		!bound_type(*kind, exprType(right)) ||
-		contain_var_clause(right) || contain_volatile_functions(right) ||
-		contain_subplans(right))
-		return false;
-
-	*value = (Expr *) right;
-	return btree_strategy(opno, strategy);
-}
-
 static void
 get_rel_size(PlannerInfo *root, RelOptInfo *baserel, Oid foreigntableid)
 {
@@ -174,37 +78,40 @@ get_rel_size(PlannerInfo *root, RelOptInfo *baserel, Oid foreigntableid)
 static void
 get_paths(PlannerInfo *root, RelOptInfo *baserel, Oid foreigntableid)
 {
-	Cost		total = GUESSED_ROWS * (cpu_tuple_cost + cpu_operator_cost * 10);
+	Cost		row_cost = cpu_tuple_cost + cpu_operator_cost * 10;
+	ListCell   *lc;
 
 	add_path(baserel, (Path *)
-			 create_foreignscan_path(root, baserel, NULL, baserel->rows, 0, 10, total + 10,
+			 create_foreignscan_path(root, baserel, NULL, baserel->rows, 0, STARTUP_COST,
+									 STARTUP_COST + GUESSED_ROWS * row_cost,
 									 NIL, baserel->lateral_relids, NULL, NIL, NIL));
+
+	/* A pipeline's batch is in memory: seeks spare it nothing. */
+	if (InPipeline)
+		return;
+	foreach(lc, SeekOuterRelids(root, baserel, foreigntableid))
+	{
+		Relids		outer = lfirst(lc);
+		double		rows = get_baserel_parampathinfo(root, baserel, outer)->ppi_rows;
+
+		add_path(baserel, (Path *)
+				 create_foreignscan_path(root, baserel, NULL, rows, 0, SEEK_COST, SEEK_COST + rows * row_cost,
+										 NIL, outer, NULL, NIL, NIL));
+	}
 }
 
 static ForeignScan *
 get_plan(PlannerInfo *root, RelOptInfo *baserel, Oid foreigntableid, ForeignPath *best_path,
 		 List *tlist, List *scan_clauses, Plan *outer_plan)
 {
-	List	   *bounds = NIL;	/* kind and strategy, two integers each */
-	List	   *values = NIL;
+	List	   *seeks;
+	List	   *values;
 	Bitmapset  *used = NULL;
 	bool		payload = false;
-	ListCell   *lc;
 	int			attno = -1;
 
 	scan_clauses = extract_actual_clauses(scan_clauses, false);
-	foreach(lc, scan_clauses)
-	{
-		BoundKind	kind;
-		int			strategy;
-		Expr	   *value;
-
-		if (clause_bound(baserel, foreigntableid, lfirst(lc), &kind, &strategy, &value))
-		{
-			bounds = lappend_int(lappend_int(bounds, kind), strategy);
-			values = lappend(values, value);
-		}
-	}
+	values = SeekFind(root, baserel, foreigntableid, scan_clauses, &seeks);
 
 	/* The payload need not be read where only metadata is asked for. */
 	pull_varattnos((Node *) baserel->reltarget->exprs, baserel->relid, &used);
@@ -219,9 +126,8 @@ get_plan(PlannerInfo *root, RelOptInfo *baserel, Oid foreigntableid, ForeignPath
 			payload = true;
 	}
 
-	/* All conditions are checked again: bounds only spare reading. */
 	return make_foreignscan(tlist, scan_clauses, baserel->relid, values,
-							list_make2(bounds, makeBoolean(payload)), NIL, NIL, outer_plan);
+							list_make2(seeks, makeBoolean(payload)), NIL, NIL, outer_plan);
 }
 
 /* ---- scanning a topic in a session ---- */
@@ -231,8 +137,10 @@ typedef struct SessionScan
 	Source	   *source;
 	int64	   *ends;			/* per partition of the assignment: read below it */
 	int			nparts;
+	bool		started;		/* false: a rescan begins anew */
 	bool		exhausted;
 	MemoryContext context;		/* all of this, and the batch */
+	MemoryContext start;		/* what one start needs: ends */
 } SessionScan;
 
 typedef struct StreamScan
@@ -241,107 +149,16 @@ typedef struct StreamScan
 	StreamBatch *batch;			/* the pipeline's, or the session's own */
 	bool		exposed;
 	SessionScan *session;		/* NULL until the first row is asked for */
-	List	   *bounds;
-	List	   *values;			/* ExprState, as bounds */
+	List	   *seeks;			/* see seek.h */
+	List	   *values;			/* ExprStates of their other sides */
 	bool		payload;
+	int64		records_read;	/* by this scan in a session, over all its rescans */
 	MemoryContext context;		/* of a session's scan, once the stream is open */
 } StreamScan;
 
-/* First and last-plus-one offset of a partition; its record time from on. */
-typedef struct ScanBounds
-{
-	int64		partition_low;
-	int64		partition_high;
-	int64		low;
-	int64		high;
-	TimestampTz since;
-	bool		nothing;		/* a bound is null: no row can pass */
-} ScanBounds;
-
-static void
-narrow(int64 *low, int64 *high, int strategy, int64 value)
-{
-	switch (strategy)
-	{
-		case BTLessStrategyNumber:
-			*high = Min(*high, value);
-			break;
-		case BTLessEqualStrategyNumber:
-			*high = Min(*high, value == PG_INT64_MAX ? value : value + 1);
-			break;
-		case BTEqualStrategyNumber:
-			*low = Max(*low, value);
-			*high = Min(*high, value == PG_INT64_MAX ? value : value + 1);
-			break;
-		case BTGreaterEqualStrategyNumber:
-			*low = Max(*low, value);
-			break;
-		case BTGreaterStrategyNumber:
-			*low = Max(*low, value == PG_INT64_MAX ? value : value + 1);
-			break;
-	}
-}
-
-static int64
-bound_value(Oid typid, Datum value)
-{
-	switch (typid)
-	{
-		case INT2OID:
-			return DatumGetInt16(value);
-		case INT4OID:
-			return DatumGetInt32(value);
-		default:
-			return DatumGetInt64(value);	/* timestamptz, too */
-	}
-}
-
-static void
-evaluate_bounds(ForeignScanState *node, StreamScan *scan, ScanBounds *bounds)
-{
-	ExprContext *econtext = node->ss.ps.ps_ExprContext;
-	int64		since_high = PG_INT64_MAX;
-	ListCell   *lc;
-	int			i = 0;
-
-	bounds->partition_low = bounds->low = 0;
-	bounds->partition_high = bounds->high = PG_INT64_MAX;
-	bounds->since = DT_NOBEGIN;
-	bounds->nothing = false;
-	foreach(lc, scan->values)
-	{
-		ExprState  *state = lfirst(lc);
-		BoundKind	kind = list_nth_int(scan->bounds, i++);
-		int			strategy = list_nth_int(scan->bounds, i++);
-		bool		isnull;
-		Datum		value = ExecEvalExprSwitchContext(state, econtext, &isnull);
-		int64		bound;
-
-		if (isnull)
-		{
-			bounds->nothing = true;
-			return;
-		}
-		bound = bound_value(exprType((Node *) state->expr), value);
-		switch (kind)
-		{
-			case BOUND_PARTITION:
-				narrow(&bounds->partition_low, &bounds->partition_high, strategy, bound);
-				break;
-			case BOUND_OFFSET:
-				narrow(&bounds->low, &bounds->high, strategy, bound);
-				break;
-			case BOUND_TIMESTAMP:
-				/* Records may be out of order: only where to begin can be told. */
-				narrow(&bounds->since, &since_high, strategy, bound);
-				break;
-		}
-	}
-}
-
 /* Partitions worth reading, with their first offset; ends as of now. */
 static void
-session_assign(StreamScan *scan, const ScanBounds *bounds)
+session_assign(StreamScan *scan, const SeekRange *range)
 {
 	SessionScan *session = scan->session;
 	Stream	   *stream = scan->stream;
@@ -349,23 +166,26 @@ session_assign(StreamScan *scan, const ScanBounds *bounds)
 	KafkaPartition *assignment;
 	ListCell   *lc;
 
-	for (int topic = 0; topic < stream->ntopics && !bounds->nothing; topic++)
+	for (int topic = 0; topic < stream->ntopics && !range->nothing; topic++)
 	{
-		int32		n = SourceCountPartitions(session->source, topic, ASK_TIMEOUT_MS);
+		int32		n;
 
+		if (!SeekTakesTopic(range, stream->topics[topic]))
+			continue;
+		n = SourceCountPartitions(session->source, topic, ASK_TIMEOUT_MS);
 		for (int32 p = 0; p < n; p++)
 		{
 			KafkaPartition *part;
 			int64		low;
 			int64		high;
 
-			if (p < bounds->partition_low || p >= bounds->partition_high)
+			if (!SeekTakesPartition(range, p))
 				continue;
 			SourceWatermarks(session->source, topic, p, ASK_TIMEOUT_MS, &low, &high);
-			low = Max(low, bounds->low);
-			high = Min(high, bounds->high);
-			if (low < high && !TIMESTAMP_IS_NOBEGIN(bounds->since))
-				low = Max(low, SourceOffsetForTime(session->source, topic, p, bounds->since,
+			low = Max(low, range->low);
+			high = Min(high, range->high);
+			if (low < high && !TIMESTAMP_IS_NOBEGIN(range->since))
+				low = Max(low, SourceOffsetForTime(session->source, topic, p, range->since,
 												   ASK_TIMEOUT_MS));
 			if (low >= high)
 				continue;
@@ -391,21 +211,36 @@ session_assign(StreamScan *scan, const ScanBounds *bounds)
 		SourceAssign(session->source, assignment, session->nparts);
 }
 
+/* Ready to read from the beginning, with bounds as they are now. A rescan keeps the connection. */
 static void
-session_open(ForeignScanState *node, StreamScan *scan)
+session_start(ForeignScanState *node, StreamScan *scan)
 {
-	MemoryContext context = AllocSetContextCreate(scan->context, "hybridiot session scan",
-												  ALLOCSET_DEFAULT_SIZES);
-	MemoryContext old = MemoryContextSwitchTo(context);
-	ScanBounds	bounds;
+	SessionScan *session = scan->session;
+	MemoryContext old;
+	SeekRange	range;
 
-	scan->session = palloc0(sizeof(SessionScan));
-	scan->session->context = context;
-	scan->batch = BatchCreate(scan->stream, SESSION_BATCH);
-	scan->batch->payload_wanted = scan->payload && scan->stream->payload_columns;
-	scan->session->source = SourceOpen(&scan->stream->source);
-	evaluate_bounds(node, scan, &bounds);
-	session_assign(scan, &bounds);
+	if (session == NULL)
+	{
+		MemoryContext context = AllocSetContextCreate(scan->context, "hybridiot session scan",
+													  ALLOCSET_DEFAULT_SIZES);
+
+		old = MemoryContextSwitchTo(context);
+		scan->session = session = palloc0(sizeof(SessionScan));
+		session->context = context;
+		session->start = AllocSetContextCreate(context, "hybridiot session start", ALLOCSET_SMALL_SIZES);
+		scan->batch = BatchCreate(scan->stream, SESSION_BATCH);
+		scan->batch->payload_wanted = scan->payload && scan->stream->payload_columns;
+		session->source = SourceOpen(&scan->stream->source);
+		MemoryContextSwitchTo(old);
+	}
+	BatchReset(scan->batch);
+	scan->batch->cursor = scan->batch->last = 0;
+	SourceRelease(session->source);
+	MemoryContextReset(session->start);
+	old = MemoryContextSwitchTo(session->start);
+	SeekEvaluate(scan->seeks, scan->values, node->ss.ps.ps_ExprContext, &range);
+	session_assign(scan, &range);
+	session->started = true;
 	MemoryContextSwitchTo(old);
 }
 
@@ -418,20 +253,20 @@ record_context(StreamScan *scan, const Record *record, char *text, size_t len)
 			 record->partition, record->offset);
 }
 
-/* Has everything below the ends been delivered? Throws for what stops a partition. */
-static bool
-session_finished(StreamScan *scan)
+/* How many offsets are still to be passed, all in all; 0: the scan is through. Throws for what stops a partition. */
+static int64
+session_left(StreamScan *scan)
 {
 	SessionScan *session = scan->session;
 	int			nparts;
 	const KafkaPartition *parts = SourceAssignment(session->source, &nparts);
-	bool		finished = true;
+	int64		left = 0;
 
 	for (int i = 0; i < nparts; i++)
 	{
 		if (parts[i].next_offset >= session->ends[i] || parts[i].at_end)
 			continue;
-		finished = false;
+		left += session->ends[i] - parts[i].next_offset;
 		if (parts[i].fault != KAFKA_FAULT_NONE)
 			ereport(ERROR,
 					(errcode(parts[i].fault == KAFKA_FAULT_CORRUPT ?
@@ -440,7 +275,7 @@ session_finished(StreamScan *scan)
 							scan->stream->topics[parts[i].topic], parts[i].partition,
 							parts[i].message)));
 	}
-	return finished;
+	return left;
 }
 
 /* Sleep until the source has something, the time is up, or an interrupt comes. */
@@ -471,14 +306,21 @@ session_fetch(StreamScan *scan)
 	SourceRelease(session->source);
 	while (!session->exhausted)
 	{
+		int64		left;
+
 		CHECK_FOR_INTERRUPTS();
+		left = session_left(scan);
+		if (left == 0)
+		{
+			session->exhausted = true;
+			break;
+		}
 		SourceDrainFd(session->source);
-		batch->nrecords = SourcePoll(session->source, batch->records, batch->capacity, 0);
+		batch->nrecords = SourcePoll(session->source, batch->records, (int) Min(batch->capacity, left), 0);
+		scan->records_read += batch->nrecords;
 		if (batch->nrecords > 0)
 			break;
-		if (session_finished(scan))
-			session->exhausted = true;
-		else if (GetCurrentTimestamp() > give_up)
+		if (GetCurrentTimestamp() > give_up)
 			ereport(ERROR,
 					(errcode(ERRCODE_CONNECTION_FAILURE),
 					 errmsg("brokers of stream \"%s\" do not answer", scan->stream->name),
@@ -585,7 +427,7 @@ begin_scan(ForeignScanState *node, int eflags)
 
 	scan = palloc0(sizeof(StreamScan));
 	node->fdw_state = scan;
-	scan->bounds = linitial(plan->fdw_private);
+	scan->seeks = linitial(plan->fdw_private);
 	scan->payload = boolVal(lsecond(plan->fdw_private));
 	scan->values = ExecInitExprList(plan->fdw_exprs, (PlanState *) node);
 
@@ -647,8 +489,8 @@ iterate_scan(ForeignScanState *node)
 					 errmsg("a row was changed by somebody else while the batch was applied to it")));
 		open_in_session(node, scan);
 	}
-	if (scan->session == NULL)
-		session_open(node, scan);
+	if (scan->session == NULL || !scan->session->started)
+		session_start(node, scan);
 	for (;;)
 	{
 		StreamBatch *batch = scan->batch;
@@ -693,8 +535,8 @@ rescan(ForeignScanState *node)
 	/* A topic is read again from the start: bounds may have other values now. */
 	if (scan->exposed)
 		scan->batch->cursor = scan->batch->first;
-	else
-		session_close(scan);
+	else if (scan->session)
+		scan->session->started = false;
 }
 
 static void
@@ -718,18 +560,11 @@ explain_scan(ForeignScanState *node, ExplainState *es)
 {
 	StreamScan *scan = node->fdw_state;
 	ForeignTable *table = GetForeignTable(RelationGetRelid(node->ss.ss_currentRelation));
-	static const char *const names[] = {"partition", "offset", "timestamp"};
-	static const char *const operators[] = {"", "<", "<=", "=", ">=", ">"};
-	StringInfoData text;
 
 	ExplainPropertyText("Topic", OptionGet(table->options, "topic"), es);
-	initStringInfo(&text);
-	for (int i = 0; i + 1 < list_length(scan->bounds); i += 2)
-		appendStringInfo(&text, "%s%s %s", text.len ? ", " : "",
-						 names[list_nth_int(scan->bounds, i)],
-						 operators[list_nth_int(scan->bounds, i + 1)]);
-	if (text.len)
-		ExplainPropertyText("Seeks", text.data, es);
+	SeekExplain(scan->seeks, es);
+	if (es->analyze && !scan->exposed)
+		ExplainPropertyInteger("Records Read", NULL, scan->records_read, es);
 }
 
 /* Called for every write to a stream while it is planned. */

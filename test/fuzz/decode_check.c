@@ -6,6 +6,8 @@
  */
 #include "postgres.h"
 
+#include <time.h>
+
 #include "access/htup_details.h"
 #include "access/table.h"
 #include "catalog/pg_type.h"
@@ -16,7 +18,6 @@
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "parser/parse_node.h"
-#include "portability/instr_time.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
@@ -449,7 +450,7 @@ prepare_for(const DecodeOps *ops, Oid relid)
 
 PG_FUNCTION_INFO_V1(decode_time);
 
-/* decode_time(rel regclass, payloads bytea, times int): nanoseconds to decode the payload into the columns of rel */
+/* decode_time(rel regclass, payload bytea, times int): nanoseconds of CPU to decode the payload into the columns of rel */
 Datum
 decode_time(PG_FUNCTION_ARGS)
 {
@@ -461,10 +462,10 @@ decode_time(PG_FUNCTION_ARGS)
 	Datum	   *values = palloc0(sizeof(Datum) * MaxTupleAttributeNumber);
 	bool	   *isnull = palloc0(sizeof(bool) * MaxTupleAttributeNumber);
 	MemoryContext old = MemoryContextSwitchTo(batch);
-	instr_time	start;
-	instr_time	end;
+	struct timespec start;
+	struct timespec end;
 
-	INSTR_TIME_SET_CURRENT(start);
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &start);
 	for (int i = 0; i < times; i++)
 	{
 		DecodeError error;
@@ -477,8 +478,7 @@ decode_time(PG_FUNCTION_ARGS)
 		if (!ops->decode(decoder, VARDATA_ANY(payload), VARSIZE_ANY_EXHDR(payload), values, isnull, &error))
 			ereport(ERROR, (errcode(error.sqlstate), errmsg("%s", error.message)));
 	}
-	INSTR_TIME_SET_CURRENT(end);
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &end);
 	MemoryContextSwitchTo(old);
-	INSTR_TIME_SUBTRACT(end, start);
-	PG_RETURN_FLOAT8(INSTR_TIME_GET_DOUBLE(end) * 1e9 / times);
+	PG_RETURN_FLOAT8(((end.tv_sec - start.tv_sec) * 1e9 + (end.tv_nsec - start.tv_nsec)) / times);
 }

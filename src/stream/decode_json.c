@@ -44,6 +44,7 @@ typedef struct Column
 {
 	int			place;			/* in values and isnull */
 	int			node;
+	bool		takes_json;
 	Converter  *converter;
 } Column;
 
@@ -176,6 +177,7 @@ json_prepare(const DecodeColumn *columns, int ncolumns)
 		column->node = reach_node(decoder, sorted[i], i > 0 ? sorted[i - 1] : NULL, before, nodes);
 		column->place = sorted[i]->attnum - 1;
 		column->converter = ConverterCreate(sorted[i]->name, sorted[i]->typid, sorted[i]->typmod);
+		column->takes_json = ConverterTakesJson(column->converter);
 		before = nodes;
 		nodes = swap;
 	}
@@ -336,7 +338,7 @@ convert_piece(Decoder *decoder, const Column *column, Datum *value, DecodeError 
 	ConvertForm form = CONVERT_JSON;
 	const char *problem;
 
-	if (ConverterTakesJson(column->converter))
+	if (column->takes_json)
 	{
 		if (piece->kind == JSON_KIND_STRING)
 		{

@@ -7,6 +7,8 @@
  */
 #include "postgres.h"
 
+#include "port/pg_bitutils.h"
+
 #include "stream/json_scan.h"
 
 static inline bool
@@ -92,6 +94,38 @@ scan_escape(JsonScan *scan)
 	}
 }
 
+#define EACH(byte) (UINT64CONST(0x0101010101010101) * (byte))
+
+/*
+ * Pass over what stands for itself in a string: up to a quote, a backslash, a control character or the end. Eight bytes at
+ * once: each of the three sums has a high bit at the first such byte, and none below it.
+ */
+static inline const char *
+pass_plain(const char *at, const char *end)
+{
+#ifndef WORDS_BIGENDIAN
+	while (end - at >= 8)
+	{
+		uint64		word;
+		uint64		quotes;
+		uint64		backslashes;
+		uint64		found;
+
+		memcpy(&word, at, 8);
+		quotes = word ^ EACH('"');
+		backslashes = word ^ EACH('\\');
+		found = ((quotes - EACH(1)) & ~quotes) | ((backslashes - EACH(1)) & ~backslashes) | ((word - EACH(0x20)) & ~word);
+		found &= EACH(0x80);
+		if (found)
+			return at + pg_rightmost_one_pos64(found) / 8;
+		at += 8;
+	}
+#endif
+	while (at < end && *at != '"' && *at != '\\' && (unsigned char) *at >= 0x20)
+		at++;
+	return at;
+}
+
 static bool
 scan_string(JsonScan *scan, JsonPiece *value)
 {
@@ -100,10 +134,8 @@ scan_string(JsonScan *scan, JsonPiece *value)
 	value->bytes = ++scan->at;
 	for (;;)
 	{
-		const char *at = scan->at;
+		const char *at = pass_plain(scan->at, scan->end);
 
-		while (at < scan->end && *at != '"' && *at != '\\' && (unsigned char) *at >= 0x20)
-			at++;
 		scan->at = at;
 		if (at >= scan->end)
 			return refuse(scan, "a string does not end");

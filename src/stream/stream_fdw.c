@@ -136,7 +136,6 @@ typedef struct SessionScan
 {
 	Source	   *source;
 	int64	   *ends;			/* per partition of the assignment: read below it */
-	int			nparts;
 	bool		started;		/* false: a rescan begins anew */
 	bool		exhausted;
 	MemoryContext context;		/* all of this, and the batch */
@@ -164,6 +163,7 @@ session_assign(StreamScan *scan, const SeekRange *range)
 	Stream	   *stream = scan->stream;
 	List	   *parts = NIL;
 	KafkaPartition *assignment;
+	int			nparts;
 	ListCell   *lc;
 
 	for (int topic = 0; topic < stream->ntopics && !range->nothing; topic++)
@@ -198,17 +198,17 @@ session_assign(StreamScan *scan, const SeekRange *range)
 		}
 	}
 
-	session->nparts = list_length(parts);
-	session->exhausted = session->nparts == 0;
-	session->ends = palloc(sizeof(int64) * Max(session->nparts, 1));
-	assignment = palloc(sizeof(KafkaPartition) * Max(session->nparts, 1));
+	nparts = list_length(parts);
+	session->exhausted = nparts == 0;
+	session->ends = palloc(sizeof(int64) * Max(nparts, 1));
+	assignment = palloc(sizeof(KafkaPartition) * Max(nparts, 1));
 	foreach(lc, parts)
 	{
 		assignment[foreach_current_index(lc)] = *(KafkaPartition *) lfirst(lc);
 		session->ends[foreach_current_index(lc)] = ((KafkaPartition *) lfirst(lc))->end_offset;
 	}
 	if (!session->exhausted)
-		SourceAssign(session->source, assignment, session->nparts);
+		SourceAssign(session->source, assignment, nparts);
 }
 
 /* Ready to read from the beginning, with bounds as they are now. A rescan keeps the connection. */
@@ -278,6 +278,37 @@ session_left(StreamScan *scan)
 	return left;
 }
 
+/*
+ * A partition gave records beyond the scan's end in it, and has more of them: read the others alone.
+ * Nothing that was polled may be in use.
+ */
+static void
+session_leave_behind(SessionScan *session)
+{
+	int			nparts;
+	const KafkaPartition *parts = SourceAssignment(session->source, &nparts);
+	KafkaPartition *rest = palloc(sizeof(KafkaPartition) * Max(nparts, 1));
+	int64	   *ends = palloc(sizeof(int64) * Max(nparts, 1));
+	int			n = 0;
+	bool		beyond = false;
+
+	for (int i = 0; i < nparts; i++)
+	{
+		beyond = beyond || parts[i].next_offset > session->ends[i];
+		if (parts[i].next_offset >= session->ends[i] || parts[i].at_end)
+			continue;
+		rest[n] = parts[i];
+		ends[n++] = session->ends[i];
+	}
+	if (beyond && n > 0)
+	{
+		memcpy(session->ends, ends, sizeof(int64) * n);
+		SourceAssign(session->source, rest, n);
+	}
+	pfree(rest);
+	pfree(ends);
+}
+
 /* Sleep until the source has something, the time is up, or an interrupt comes. */
 static void
 session_wait(SessionScan *session)
@@ -304,6 +335,7 @@ session_fetch(StreamScan *scan)
 
 	BatchReset(batch);
 	SourceRelease(session->source);
+	session_leave_behind(session);
 	while (!session->exhausted)
 	{
 		int64		left;

@@ -105,8 +105,8 @@ for (
 	my $sought = join ', ', sort split /, /, $plan =~ /Seeks: (.*)/ ? $1 : '';
 	is($sought, $seeks, "$condition: the plan says what is sought");
 	my ($read) = $plan =~ /Records Read: (\d+)/;
-	# Partitions that are through may give what they have ready while others are waited for.
-	cmp_ok($read // 0, '<=', $rows + $removed + ($condition =~ /pos <|BETWEEN|> pos/ ? 4000 : 0), "$condition: no more is read than that");
+	# A partition that is through may give some more while others are waited for.
+	cmp_ok($read // 0, '<=', $rows + $removed + ($condition =~ /> pos/ ? 200 : 0), "$condition: no more is read than that");
 }
 like($node->safe_psql('test', 'EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF) SELECT n FROM telemetry LIMIT 5'), qr/Records Read: 1000$/m, 'LIMIT reads one batch');
 $node->safe_psql('test', <<~'END');

@@ -180,6 +180,7 @@ fingerprint(const Connection *c)
 	ADD(c->command_address);
 	ADD(c->link_address);
 	ADD(c->reply_address);
+	ADD(hybridiot_broker_networks);
 	appendStringInfo(&buf, "%d|%d|%d|%d|%d|%zu", g->tls, g->allow_clear_text, g->connect_timeout_ms,
 					 g->idle_timeout_ms, c->peer, g->max_message_size);
 #undef ADD

@@ -10,6 +10,7 @@
 #include "utils/guc.h"
 
 #include "core/hybridiot.h"
+#include "core/network.h"
 
 bool		hybridiot_enabled = true;
 bool		hybridiot_resume_after_promotion = false;
@@ -21,7 +22,31 @@ char	   *hybridiot_command_server = NULL;
 int			hybridiot_command_retention = 30 * 24 * 3600;
 int			hybridiot_max_reply_size = 1024;
 int			hybridiot_max_record_size = 16 * 1024;
+char	   *hybridiot_broker_networks = NULL;
 char	   *hybridiot_secret_directory = NULL;
+
+/* A network that is not understood must not become "any". */
+static bool
+check_networks(char **value, void **extra, GucSource source)
+{
+	char		bad[64];
+	NetworkList *list = NetworkListParse(*value, bad, sizeof(bad));
+
+	NetworkListFree(list);
+	if (list == NULL && bad[0])
+		GUC_check_errdetail("\"%s\" is not a network: an address, a slash and the number of bits that count, with no others set.", bad);
+	return list != NULL;
+}
+
+/* A relative one would move with the server's working directory. */
+static bool
+check_directory(char **value, void **extra, GucSource source)
+{
+	if ((*value)[0] == '\0' || is_absolute_path(*value))
+		return true;
+	GUC_check_errdetail("It must be an absolute path.");
+	return false;
+}
 
 /*
  * Define all settings. Those that size shared memory exist only when the
@@ -87,11 +112,16 @@ GucDefine(void)
 							NULL,
 							&hybridiot_max_record_size, 16 * 1024, 1, 512 * 1024,
 							PGC_SUSET, GUC_UNIT_KB, NULL, NULL, NULL);
+	DefineCustomStringVariable("hybridiot.broker_networks",
+							   "Sets the networks that brokers must be in.",
+							   "A list of CIDR blocks, for addresses that brokers advertise, too. Empty: any.",
+							   &hybridiot_broker_networks, "",
+							   PGC_SUSET, 0, check_networks, NULL, NULL);
 	DefineCustomStringVariable("hybridiot.secret_directory",
 							   "Sets the directory that password files of roles without superuser must lie in.",
 							   "Empty: only superusers may name files.",
 							   &hybridiot_secret_directory, "",
-							   PGC_SUSET, GUC_SUPERUSER_ONLY, NULL, NULL, NULL);
+							   PGC_SUSET, GUC_SUPERUSER_ONLY, check_directory, NULL, NULL);
 
 	MarkGUCPrefixReserved("hybridiot");
 }

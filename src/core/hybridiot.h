@@ -83,6 +83,7 @@ extern int	hybridiot_command_retention;	/* seconds */
 
 extern int	hybridiot_max_reply_size;	/* kB */
 extern int	hybridiot_max_record_size;	/* kB */
+extern char *hybridiot_broker_networks;
 extern char *hybridiot_secret_directory;
 
 extern void GucDefine(void);

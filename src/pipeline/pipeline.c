@@ -92,7 +92,7 @@ make_signature(const PipelineDefinition *def)
 	append_options(&text, server->options);
 	OptionCredentials(server->serverid, def->owner, &user, &password, &mapping);
 	append_options(&text, mapping);
-	appendStringInfo(&text, "|%s", password ? password : "");
+	appendStringInfo(&text, "|%s|%s|%s", password ? password : "", hybridiot_broker_networks, hybridiot_secret_directory);
 	for (int i = 0; i < desc->natts; i++)
 	{
 		Form_pg_attribute att = TupleDescAttr(desc, i);

@@ -20,6 +20,7 @@
 
 #include "storage/latch.h"
 
+#include "core/network.h"
 #include "transport/dial.h"
 
 /* What both threads see. malloc'd, because the helper may not touch PostgreSQL's memory. */
@@ -42,6 +43,7 @@ struct Dial
 	int			left;			/* targets not begun yet */
 	Lookup	   *lookup;			/* while addresses are looked up, and while they are tried */
 	struct addrinfo *next;		/* address to be tried next */
+	NetworkList *networks;		/* where addresses must lie */
 	int			fd;				/* pipe while looking up, socket while connecting; -1 */
 	bool		connecting;
 	char		error[256];
@@ -187,6 +189,16 @@ begin_address(Dial *dial)
 		int			on = 1;
 
 		dial->next = address->ai_next;
+		if (!NetworkListHolds(dial->networks, address->ai_addr))
+		{
+			char		text[64];
+			char		what[128];
+
+			NetworkAddressText(address->ai_addr, text, sizeof(text));
+			snprintf(what, sizeof(what), "its address %s is not in hybridiot.broker_networks", text);
+			say_error(dial, what);
+			continue;
+		}
 		dial->fd = socket(address->ai_family,
 						  address->ai_socktype | SOCK_CLOEXEC | SOCK_NONBLOCK,
 						  address->ai_protocol);
@@ -229,7 +241,11 @@ Dial *
 DialStart(const DialTarget *targets, int ntargets, int first)
 {
 	Dial	   *dial = palloc0(sizeof(Dial));
+	char		bad[64];
 
+	dial->networks = NetworkListParse(hybridiot_broker_networks, bad, sizeof(bad));
+	if (dial->networks == NULL)
+		ereport(ERROR, (errcode(ERRCODE_OUT_OF_MEMORY), errmsg("out of memory")));
 	dial->targets = palloc(sizeof(DialTarget) * ntargets);
 	for (int i = 0; i < ntargets; i++)
 	{
@@ -313,6 +329,7 @@ DialFree(Dial *dial)
 		return;
 	drop_fd(dial);
 	drop_lookup(dial);
+	NetworkListFree(dial->networks);
 	for (int i = 0; i < dial->ntargets; i++)
 		pfree(unconstify(char *, dial->targets[i].host));
 	pfree(dial->targets);

@@ -29,7 +29,8 @@ typedef enum DialResult
 
 /*
  * Begin: the targets are tried in order from targets[first] on, once around;
- * those with a name that has several addresses with each of them. The strings are copied.
+ * those with a name that has several addresses with each of them, but for those that are not in
+ * hybridiot.broker_networks. The strings are copied.
  */
 extern Dial *DialStart(const DialTarget *targets, int ntargets, int first);
 /* Go on after the descriptor is ready. */

@@ -2,10 +2,10 @@
  * kafka.c
  *		librdkafka behind a small face: consumers that read from offsets of ours.
  *
- * The only file that includes the library's headers. Nothing here touches SPI or the
+ * This file and kafka_property.c alone include the library's headers. Nothing here touches SPI or the
  * catalog, and no thread of the library ever runs PostgreSQL's code: signals are
  * blocked while threads are made, logs and errors come through queues that the main thread
- * polls, and the two callbacks only copy text. Consumers are destroyed at the
+ * polls, and callbacks only copy text; those that run on the library's threads are the gate's. Consumers are destroyed at the
  * latest before the process gives up shared memory, because the library's threads must not
  * outlive that.
  */
@@ -25,7 +25,9 @@
 #include "utils/timestamp.h"
 
 #include "core/clock.h"
+#include "transport/gate.h"
 #include "transport/kafka.h"
+#include "transport/kafka_property.h"
 
 #define CONSUME_MAX 10000		/* messages taken from the library at once */
 #define NUDGE_EVERY 10000		/* records between two nudges */
@@ -33,14 +35,13 @@
 #define PROBE_EVERY_MS 1000		/* how often brokers that were away are asked */
 #define PROBE_TIMEOUT_MS 100
 #define DESTROY_TIMEOUT_MS 2000
-#define RECEIVE_BYTES 100000000
-#define RECEIVE_MARGIN (1024 * 1024)	/* what surrounds a record in a response */
 #define ERROR_LEN 512
 
 struct KafkaConsumer
 {
 	dlist_node	node;			/* in consumers */
 	rd_kafka_t *handle;
+	Gate	   *gate;			/* where the library's threads may connect to */
 	rd_kafka_queue_t *messages;
 	rd_kafka_queue_t *events;
 	int			fd;
@@ -51,6 +52,9 @@ struct KafkaConsumer
 	char	   *user;			/* as the library has them, for nudge() */
 	char	   *password;
 	int			since_nudge;	/* records taken */
+	bool		kept_out;		/* by our gate */
+	bool		answered;		/* a broker did, once */
+	bool		misspoken;		/* brokers hang up on us as if they spoke another protocol */
 	int64		ends_at;		/* monotonic ms of the last look */
 	int64		probed_at;
 
@@ -70,106 +74,6 @@ struct KafkaConsumer
 };
 
 static dlist_head consumers = DLIST_STATIC_INIT(consumers);
-
-/*
- * What users may set on a server, beyond the options that have names of their
- * own: nothing that loads code, runs commands, names files, logs, or touches what
- * exactly once depends on.
- */
-static const char *const allowed[] = {
-	"broker.address.family",
-	"broker.address.ttl",
-	"client.id",
-	"client.rack",
-	"connections.max.idle.ms",
-	"fetch.error.backoff.ms",
-	"fetch.max.bytes",
-	"fetch.min.bytes",
-	"fetch.wait.max.ms",
-	"max.partition.fetch.bytes",
-	"metadata.max.age.ms",
-	"queued.max.messages.kbytes",
-	"queued.min.messages",
-	"receive.message.max.bytes",
-	"reconnect.backoff.max.ms",
-	"reconnect.backoff.ms",
-	"socket.connection.setup.timeout.ms",
-	"socket.keepalive.enable",
-	"socket.max.fails",
-	"socket.nagle.disable",
-	"socket.receive.buffer.bytes",
-	"socket.send.buffer.bytes",
-	"socket.timeout.ms",
-	"ssl.cipher.suites",
-	"ssl.curves.list",
-	"ssl.sigalgs.list",
-	"topic.metadata.refresh.interval.ms",
-	NULL
-};
-
-/* The first version with that property. */
-#define FETCH_QUEUE_BACKOFF 0x020200ff
-
-/* Set before the user's properties: may be overridden where the list above has them. */
-static const Option defaults[] = {
-	{"client.id", "hybridiot"},
-	{"queued.min.messages", "100000"},	/* a message takes 300 bytes beside its own */
-	{"queued.max.messages.kbytes", "65536"},
-	{"socket.keepalive.enable", "true"},
-	{"socket.nagle.disable", "true"},
-	{"reconnect.backoff.max.ms", "5000"},
-#if RD_KAFKA_VERSION >= FETCH_QUEUE_BACKOFF
-	{"fetch.queue.backoff.ms", "2"},	/* the queue is read in large gulps */
-#endif
-};
-
-/* Set after them: what exactly once needs, and what keeps the library quiet. */
-static const Option ours[] = {
-	{"group.id", "hybridiot"},	/* for the consumer's queue; never joined, nothing committed */
-	{"enable.auto.commit", "false"},
-	{"enable.auto.offset.store", "false"},
-	{"auto.offset.reset", "error"},
-	{"check.crcs", "true"},
-	{"isolation.level", "read_committed"},
-	{"enable.partition.eof", "true"},
-	{"allow.auto.create.topics", "false"},
-	{"ssl.endpoint.identification.algorithm", "https"},
-	{"log.queue", "true"},
-	{"log.connection.close", "false"},
-};
-
-bool
-KafkaPropertyAllowed(const char *property)
-{
-	for (int i = 0; allowed[i]; i++)
-		if (strcmp(allowed[i], property) == 0)
-			return true;
-	return false;
-}
-
-const char *const *
-KafkaAllowedProperties(void)
-{
-	return allowed;
-}
-
-bool
-KafkaPropertyCheck(const char *property, const char *value, char *errbuf, size_t errlen)
-{
-	rd_kafka_conf_t *conf = rd_kafka_conf_new();
-	bool		good;
-
-	Assert(KafkaPropertyAllowed(property));
-	good = rd_kafka_conf_set(conf, property, value, errbuf, errlen) == RD_KAFKA_CONF_OK;
-	rd_kafka_conf_destroy(conf);
-	return good;
-}
-
-const char *
-KafkaLibraryVersion(void)
-{
-	return rd_kafka_version_str();
-}
 
 /* ---- errors ---- */
 
@@ -198,6 +102,14 @@ note_gone(KafkaConsumer *consumer, const char *reason)
 	}
 }
 
+/* Does the library's message look as if the listener expects something else? Only for brokers that never answered. */
+static bool
+looks_misspoken(const char *reason)
+{
+	return strstr(reason, "security.protocol") || strstr(reason, "SSL alert") ||
+		strstr(reason, "in state UP");
+}
+
 static void
 note_error(rd_kafka_t *handle, int err, const char *reason, void *opaque)
 {
@@ -218,11 +130,14 @@ note_error(rd_kafka_t *handle, int err, const char *reason, void *opaque)
 			break;
 		case RD_KAFKA_RESP_ERR__ALL_BROKERS_DOWN:
 			if (consumer->verdict != KAFKA_AGAIN)
-				 /* it was told why */ ;
-			else if (consumer->transport_error[0])
-				strlcpy(consumer->error, consumer->transport_error, ERROR_LEN);
-			else
-				strlcpy(consumer->error, reason, ERROR_LEN);
+				break;			/* it was told why */
+			strlcpy(consumer->error, consumer->transport_error[0] ? consumer->transport_error : reason,
+					ERROR_LEN);
+			if (!consumer->answered && looks_misspoken(consumer->error))
+			{
+				consumer->misspoken = true;
+				consumer->verdict = KAFKA_BROKEN;
+			}
 			break;
 		case RD_KAFKA_RESP_ERR_GROUP_AUTHORIZATION_FAILED:
 			/* No group of ours is ever used. */
@@ -234,6 +149,9 @@ note_error(rd_kafka_t *handle, int err, const char *reason, void *opaque)
 			break;
 		case RD_KAFKA_RESP_ERR__SSL:
 			consumer->verdict = KAFKA_BROKEN;
+			if (GateBadCertificate(consumer->gate, consumer->error, ERROR_LEN))
+				break;
+			consumer->misspoken = !consumer->answered;
 			/* FALLTHROUGH */
 		default:
 			strlcpy(consumer->error, reason, ERROR_LEN);
@@ -254,6 +172,38 @@ note_progress(KafkaConsumer *consumer)
 	consumer->transport_error[0] = '\0';
 	consumer->verdict = KAFKA_AGAIN;
 	consumer->scram_refused = false;
+	consumer->kept_out = false;
+	consumer->misspoken = false;
+	consumer->answered = true;
+}
+
+/* Each connection is made here, on a thread of the library. */
+static int
+connect_through_gate(int fd, const struct sockaddr *address, int len, const char *id, void *opaque)
+{
+	KafkaConsumer *consumer = opaque;
+
+	return GateConnect(consumer->gate, fd, address, (socklen_t) len, id);
+}
+
+/* Likewise, each certificate of a chain is seen here. The verdict is OpenSSL's. */
+static int
+note_certificate(rd_kafka_t *handle, const char *broker, int32_t broker_id, int *error, int depth,
+				 const char *bytes, size_t size, char *errstr, size_t errlen, void *opaque)
+{
+	KafkaConsumer *consumer = opaque;
+
+	return GateNoteCertificate(consumer->gate, *error, broker);
+}
+
+/* A broker that we do not let the library connect to: that others answer does not help its partitions. */
+static void
+hear_gate(KafkaConsumer *consumer)
+{
+	if (!GateKeepsOut(consumer->gate, consumer->error, ERROR_LEN))
+		return;
+	consumer->kept_out = true;
+	consumer->verdict = KAFKA_BROKEN;
 }
 
 const char *
@@ -267,6 +217,10 @@ KafkaErrorHint(KafkaConsumer *consumer)
 {
 	if (consumer->scram_refused && rd_kafka_version() < SCRAM_MENDED)
 		return "librdkafka before 2.6.1 fails SCRAM against Kafka 4 though the password is right; use a newer library, or PLAIN over TLS.";
+	if (consumer->kept_out)
+		return "A superuser may add the network to hybridiot.broker_networks; or correct bootstrap_servers, or what the broker advertises.";
+	if (consumer->misspoken)
+		return "A broker that hangs up may expect TLS or SASL, or not, or a client's certificate: see options security_protocol and ssl_certificate.";
 	return NULL;
 }
 
@@ -294,6 +248,7 @@ result_of(KafkaConsumer *consumer, rd_kafka_resp_err_t err)
 			strlcpy(consumer->error, rd_kafka_err2str(err), ERROR_LEN);
 			return KAFKA_BROKEN;
 		default:
+			hear_gate(consumer);
 			if (!consumer->error[0] && consumer->transport_error[0])
 				strlcpy(consumer->error, consumer->transport_error, ERROR_LEN);
 			else if (!consumer->error[0])
@@ -311,41 +266,15 @@ destroy_all(int code, Datum arg)
 		KafkaConsumerDestroy(dlist_container(KafkaConsumer, node, dlist_head_node(&consumers)));
 }
 
-static void
-set_property(rd_kafka_conf_t *conf, const Option *option)
-{
-	char		message[256];
-
-	if (rd_kafka_conf_set(conf, option->name, option->value, message, sizeof(message)) != RD_KAFKA_CONF_OK)
-	{
-		rd_kafka_conf_destroy(conf);
-		/* The message may quote the value, which may be a secret: say only the name. */
-		ereport(ERROR,
-				(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
-				 errmsg("librdkafka %s refuses property \"%s\"", rd_kafka_version_str(), option->name)));
-	}
-}
-
 static rd_kafka_conf_t *
 make_conf(const Option *options, int noptions)
 {
-	rd_kafka_conf_t *conf = rd_kafka_conf_new();
-	char		receive[32];
+	rd_kafka_conf_t *conf = KafkaConfCreate(options, noptions);
 
-	for (int i = 0; i < lengthof(defaults); i++)
-		set_property(conf, &defaults[i]);
-
-	/* The library's own bound, unless a single record of the size we take would not pass it. */
-	snprintf(receive, sizeof(receive), INT64_FORMAT,
-			 Min(Max((int64) RECEIVE_BYTES, hybridiot_max_record_size * INT64CONST(1024) + RECEIVE_MARGIN),
-				 (int64) PG_INT32_MAX));
-	set_property(conf, &(Option) {"receive.message.max.bytes", receive});
-	for (int i = 0; i < noptions; i++)
-		set_property(conf, &options[i]);
-	for (int i = 0; i < lengthof(ours); i++)
-		set_property(conf, &ours[i]);
 	rd_kafka_conf_set_error_cb(conf, note_error);
 	rd_kafka_conf_set_log_cb(conf, drop_log);
+	rd_kafka_conf_set_connect_cb(conf, connect_through_gate);
+	(void) rd_kafka_conf_set_ssl_cert_verify_cb(conf, note_certificate);
 	return conf;
 }
 
@@ -391,10 +320,11 @@ KafkaConsumerCreate(const Option *options, int noptions)
 	{
 		consumer->verdict = KAFKA_AGAIN;
 		rd_kafka_conf_set_opaque(conf, consumer);
+		consumer->gate = GateCreate(hybridiot_broker_networks);
 		consumer->fd = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
 		if (consumer->fd < 0)
 			snprintf(message, sizeof(message), "eventfd: %s", strerror(errno));
-		else
+		else if (consumer->gate)
 		{
 			sigfillset(&all);
 			pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -404,15 +334,20 @@ KafkaConsumerCreate(const Option *options, int noptions)
 	}
 	if (consumer == NULL || consumer->handle == NULL)
 	{
-		if (consumer && consumer->fd >= 0)
-			close(consumer->fd);
 		if (consumer)
+		{
+			if (consumer->fd >= 0)
+				close(consumer->fd);
 			forget_credentials(consumer);
+			GateFree(consumer->gate);
+		}
 		free(consumer);
 		rd_kafka_conf_destroy(conf);
 		ereport(ERROR,
 				(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
-				 errmsg("could not create a Kafka consumer: %s", message)));
+				 errmsg("could not create a Kafka consumer: %s", message),
+				 strncmp(message, "ssl.", 4) == 0 ?
+				 errhint("The files of options ssl_ca, ssl_certificate, ssl_key and ssl_key_password_file must be in PEM and fit together.") : 0));
 	}
 
 	/* From here on the handle owns conf. */
@@ -474,10 +409,10 @@ end_handle(void *arg)
 
 /*
  * Destroy a handle, but do not wait for ever: the library may, when a topic was deleted under its
- * consumer (its issues 3007, 3954 and 4362), and a worker has to end. What is left behind then is idle
- * threads that know nothing of ours, and end with the process.
+ * consumer (its issues 3007, 3954 and 4362), and a worker has to end. False: what is left behind is idle
+ * threads that know nothing of ours but the gate, and end with the process.
  */
-static void
+static bool
 destroy_handle(rd_kafka_t *handle)
 {
 	Ending	   *ending = malloc(sizeof(Ending));
@@ -503,7 +438,7 @@ destroy_handle(rd_kafka_t *handle)
 			close(ending->fd);
 		free(ending);
 		rd_kafka_destroy_flags(handle, RD_KAFKA_DESTROY_F_NO_CONSUMER_CLOSE);
-		return;
+		return true;
 	}
 	while ((left = deadline - ClockMonotonicMs()) > 0)
 	{
@@ -514,17 +449,20 @@ destroy_handle(rd_kafka_t *handle)
 			pthread_join(thread, NULL);
 			close(ending->fd);
 			free(ending);
-			return;
+			return true;
 		}
 	}
 	pthread_detach(thread);
 	ereport(LOG,
 			(errmsg("a Kafka consumer did not end within %d ms and was left behind", DESTROY_TIMEOUT_MS)));
+	return false;
 }
 
 void
 KafkaConsumerDestroy(KafkaConsumer *consumer)
 {
+	bool		ended;
+
 	if (consumer == NULL)
 		return;
 	dlist_delete(&consumer->node);
@@ -533,12 +471,15 @@ KafkaConsumerDestroy(KafkaConsumer *consumer)
 	rd_kafka_queue_io_event_enable(consumer->events, -1, NULL, 0);
 	rd_kafka_queue_destroy(consumer->messages);
 	rd_kafka_queue_destroy(consumer->events);
-	destroy_handle(consumer->handle);
+	ended = destroy_handle(consumer->handle);
 	close(consumer->fd);
 	free_assignment(consumer);
 	forget_credentials(consumer);
 	free(consumer->held);
 	free(consumer->headers);
+	if (!ended)
+		return;					/* its threads may still look at the gate */
+	GateFree(consumer->gate);
 	free(consumer);
 }
 
@@ -588,17 +529,38 @@ KafkaCountPartitions(KafkaConsumer *consumer, const char *topic, int timeout_ms,
 	return result_of(consumer, err);
 }
 
+/* Times that mean no time. */
+#define AT_BEGINNING RD_KAFKA_OFFSET_BEGINNING
+#define AT_END RD_KAFKA_OFFSET_END
+
+/*
+ * First offset at or after a time. The library's own question for both ends waits without limit for a leader that
+ * cannot be reached, whatever time-out it is given; this one does not.
+ */
+static rd_kafka_resp_err_t
+list_offset(KafkaConsumer *consumer, const char *topic, int32 partition, int64 when_ms, int timeout_ms,
+			int64 *offset)
+{
+	rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
+	rd_kafka_resp_err_t err;
+
+	rd_kafka_topic_partition_list_add(list, topic, partition)->offset = when_ms;
+	err = rd_kafka_offsets_for_times(consumer->handle, list, timeout_ms);
+	if (err == RD_KAFKA_RESP_ERR_NO_ERROR)
+		err = list->elems[0].err;
+	*offset = list->elems[0].offset;
+	rd_kafka_topic_partition_list_destroy(list);
+	return err;
+}
+
 KafkaResult
 KafkaWatermarks(KafkaConsumer *consumer, const char *topic, int32 partition, int timeout_ms,
 				int64 *low, int64 *high)
 {
-	int64_t		first = 0;
-	int64_t		end = 0;
-	rd_kafka_resp_err_t err = rd_kafka_query_watermark_offsets(consumer->handle, topic, partition,
-															   &first, &end, timeout_ms);
+	rd_kafka_resp_err_t err = list_offset(consumer, topic, partition, AT_BEGINNING, timeout_ms, low);
 
-	*low = first;
-	*high = end;
+	if (err == RD_KAFKA_RESP_ERR_NO_ERROR)
+		err = list_offset(consumer, topic, partition, AT_END, timeout_ms, high);
 	return result_of(consumer, err);
 }
 
@@ -606,21 +568,11 @@ KafkaResult
 KafkaOffsetForTime(KafkaConsumer *consumer, const char *topic, int32 partition, int64 when_ms,
 				   int timeout_ms, int64 *offset)
 {
-	rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
-	rd_kafka_resp_err_t err;
-	int64		low;
-
-	rd_kafka_topic_partition_list_add(list, topic, partition)->offset =
-		Max(when_ms, 0);		/* below, -1 and -2 have meanings of their own */
-	err = rd_kafka_offsets_for_times(consumer->handle, list, timeout_ms);
-	if (err == RD_KAFKA_RESP_ERR_NO_ERROR)
-		err = list->elems[0].err;
-	*offset = list->elems[0].offset;
-	rd_kafka_topic_partition_list_destroy(list);
+	rd_kafka_resp_err_t err = list_offset(consumer, topic, partition, Max(when_ms, 0), timeout_ms, offset);
 
 	/* No record is that young: the end. */
 	if (err == RD_KAFKA_RESP_ERR_NO_ERROR && *offset < 0)
-		return KafkaWatermarks(consumer, topic, partition, timeout_ms, &low, offset);
+		err = list_offset(consumer, topic, partition, AT_END, timeout_ms, offset);
 	return result_of(consumer, err);
 }
 
@@ -728,18 +680,19 @@ find_partition(KafkaConsumer *consumer, const rd_kafka_message_t *message,
 static void
 set_gap(KafkaConsumer *consumer, KafkaPartition *part)
 {
-	int64_t		low = -1;
-	int64_t		high = -1;
+	int64		low = -1;
+	int64		high = -1;
 	char		message[256];
 
-	(void) rd_kafka_query_watermark_offsets(consumer->handle, consumer->topics[part->topic],
-											part->partition, &low, &high, 1000);
+	if (list_offset(consumer, consumer->topics[part->topic], part->partition, AT_BEGINNING, 1000, &low) ||
+		list_offset(consumer, consumer->topics[part->topic], part->partition, AT_END, 1000, &high))
+		low = high = -1;
 	if (low > part->next_offset)
 		snprintf(message, sizeof(message), "offsets " INT64_FORMAT " to " INT64_FORMAT " are not in the log any more, which begins at " INT64_FORMAT,
-				 part->next_offset, (int64) low - 1, (int64) low);
+				 part->next_offset, low - 1, low);
 	else if (high >= 0 && high < part->next_offset)
 		snprintf(message, sizeof(message), "the log ends at " INT64_FORMAT ", before the position " INT64_FORMAT "; the topic was cut or created again",
-				 (int64) high, part->next_offset);
+				 high, part->next_offset);
 	else
 		snprintf(message, sizeof(message), "offset " INT64_FORMAT " is not in the log", part->next_offset);
 	set_fault(part, KAFKA_FAULT_GAP, message);
@@ -1003,6 +956,7 @@ KafkaConsume(KafkaConsumer *consumer, Record *records, int max, int timeout_ms)
 		note_progress(consumer);
 	else if (consumer->error[0])
 		probe(consumer);
+	hear_gate(consumer);
 	look_up_ends(consumer);
 	return n;
 }

@@ -5,7 +5,9 @@
 #	DIR/port, ...	the same numbers for scripts; kept, so that a broker restarts on its ports
 #	DIR/log			what it printed, all starts one after the other
 #	DIR/password	of the only user
-#	DIR/tls			a CA of its own (ca.pem) and the broker's certificate (server.pem, server.p12)
+#	DIR/tls			a CA of its own (ca.pem), the broker's certificate (server.pem, server.p12), and for what must not
+#					work one that has expired and one of another host (expired.pem, elsewhere.pem); a client's certificate
+#					and key, whose password is in client.pw (client.pem, client.key)
 # shellcheck shell=bash disable=SC2034 # what is set here is used by those who source it
 
 # shellcheck source=test/lib/common.sh
@@ -42,9 +44,18 @@ free_ports() {
 	EOF
 }
 
+# certify NAME SUBJECT DAYS EXTENSION: NAME.crt by our CA, for a new NAME.key.
+certify() {
+	local tls=$dir/tls
+	openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj "$2" -keyout "$tls/$1.key" -out "$tls/$1.csr"
+	openssl x509 -req -in "$tls/$1.csr" -CA "$tls/ca.pem" -CAkey "$tls/ca.key" -CAcreateserial -days "$3" \
+		-extfile <(echo "$4") -out "$tls/$1.crt"
+	cat "$tls/$1.key" "$tls/$1.crt" "$tls/ca.pem" >"$tls/$1.pem"
+}
+
 # make_secrets: the user's password and the certificates.
 make_secrets() {
-	local tls=$dir/tls
+	local tls=$dir/tls names=subjectAltName=DNS:localhost,DNS:127.0.0.1,IP:127.0.0.1
 	(
 		umask 077
 		echo "${HYBRIDIOT_BROKER_PASSWORD:-hybridiot}" >"$dir/password"
@@ -52,14 +63,21 @@ make_secrets() {
 	mkdir "$tls"
 	openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 30 -subj '/CN=hybridiot test CA' \
 		-keyout "$tls/ca.key" -out "$tls/ca.pem"
-	openssl req -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -subj /CN=localhost \
-		-keyout "$tls/server.key" -out "$tls/server.csr"
 	# An address is looked for among the DNS names too by older clients.
-	openssl x509 -req -in "$tls/server.csr" -CA "$tls/ca.pem" -CAkey "$tls/ca.key" -CAcreateserial -days 30 \
-		-extfile <(echo subjectAltName=DNS:localhost,DNS:127.0.0.1,IP:127.0.0.1) -out "$tls/server.crt"
+	certify server /CN=localhost 30 "$names"
 	openssl pkcs12 -export -in "$tls/server.crt" -inkey "$tls/server.key" -certfile "$tls/ca.pem" \
 		-passout pass:changeit -out "$tls/server.p12"
-	cat "$tls/server.key" "$tls/server.crt" "$tls/ca.pem" >"$tls/server.pem"
+	# It was never valid: older openssl cannot write dates of the past.
+	certify expired /CN=localhost -1 "$names"
+	certify elsewhere /CN=elsewhere.invalid 30 subjectAltName=DNS:elsewhere.invalid
+	certify client "/CN=$broker_user" 30 extendedKeyUsage=clientAuth
+	(
+		umask 077
+		openssl rand -hex 16 >"$tls/client.pw"
+	)
+	openssl pkcs8 -topk8 -in "$tls/client.key" -passout "file:$tls/client.pw" -out "$tls/client.enc"
+	mv "$tls/client.enc" "$tls/client.key"
+	cat "$tls/client.crt" "$tls/ca.pem" >"$tls/client.pem"
 }
 
 # prepare: what a new directory needs before the first start. The caller's configure() writes the rest.

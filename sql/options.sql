@@ -13,6 +13,9 @@ CREATE SERVER bad FOREIGN DATA WRAPPER hybridiot_kafka OPTIONS (bootstrap_server
 CREATE SERVER bad FOREIGN DATA WRAPPER hybridiot_kafka OPTIONS (bootstrap_servers 'k:9092', isolation_level 'read_uncommitted');
 CREATE SERVER bad FOREIGN DATA WRAPPER hybridiot_kafka OPTIONS (bootstrap_servers 'k:9092', "fetch.min.bytes" '1');
 CREATE SERVER bad FOREIGN DATA WRAPPER hybridiot_kafka OPTIONS (bootstrap_servers 'k:9092', fetch_min_bytes 'many');
+CREATE SERVER bad FOREIGN DATA WRAPPER hybridiot_kafka OPTIONS (bootstrap_servers 'SASL_PLAINTEXT://k:9092');
+CREATE SERVER bad FOREIGN DATA WRAPPER hybridiot_kafka OPTIONS (bootstrap_servers 'k:9092', security_protocol 'SASL_SSL');
+CREATE SERVER bad FOREIGN DATA WRAPPER hybridiot_kafka OPTIONS (bootstrap_servers 'k:9092', ssl_ca '');
 CREATE SERVER plant FOREIGN DATA WRAPPER hybridiot_kafka
   OPTIONS (bootstrap_servers 'k1:9092,k2:9092', security_protocol 'SASL_SSL', sasl_mechanism 'PLAIN', fetch_min_bytes '1');
 CREATE SERVER archive FOREIGN DATA WRAPPER hybridiot_kafka OPTIONS (transport 'table');
@@ -39,10 +42,28 @@ SET hybridiot.secret_directory = '/var/secrets';
 SET ROLE regress_options;
 CREATE USER MAPPING FOR CURRENT_USER SERVER plant OPTIONS (user 'pg', password_file '/var/secrets/../plant.pw');
 CREATE USER MAPPING FOR CURRENT_USER SERVER plant OPTIONS (user 'pg', password_file '/var/secretsx/plant.pw');
+CREATE USER MAPPING FOR CURRENT_USER SERVER plant OPTIONS (user 'pg', password_file '.');
 CREATE USER MAPPING FOR CURRENT_USER SERVER plant OPTIONS (user 'pg', password_file 'plant.pw');
 SET hybridiot.secret_directory = '/';
 RESET ROLE;
+SET hybridiot.secret_directory = 'secrets';
 RESET hybridiot.secret_directory;
+
+-- what the server asks for, the role must have
+CREATE FOREIGN TABLE locked (a text) SERVER plant OPTIONS (topic 't');
+DROP USER MAPPING FOR CURRENT_USER SERVER plant;
+SELECT hybridiot.create_pipeline('locked', 'SELECT a FROM locked');
+DROP FOREIGN TABLE locked;
+
+-- networks
+SET hybridiot.broker_networks = '10.0.0.0/8, fd00::/8';
+SHOW hybridiot.broker_networks;
+SET hybridiot.broker_networks = '10.1.2.3/8';
+SET hybridiot.broker_networks = 'everywhere';
+SET ROLE regress_options;
+SET hybridiot.broker_networks = '';
+RESET ROLE;
+RESET hybridiot.broker_networks;
 
 -- streams and columns
 CREATE FOREIGN TABLE bad (a text) SERVER plant;

@@ -192,7 +192,7 @@ file_option(List *options, const char *name)
 {
 	const char *value = OptionGet(options, name);
 
-	return value ? OptionPath(value) : NULL;
+	return value ? OptionFile(value) : NULL;
 }
 
 Connection *

@@ -4,12 +4,9 @@
  *		is, who may say it, what values make sense.
  *
  * An option is checked here, by name and by value, before any client library
- * sees it: a client's configuration can load code. Files may be named by
- * superusers, or inside hybridiot.secret_directory.
+ * sees it: a client's configuration can load code. Files: see option_file.c.
  */
 #include "postgres.h"
-
-#include <sys/stat.h>
 
 #include "access/htup_details.h"
 #include "access/reloptions.h"
@@ -22,7 +19,6 @@
 #include "common/int.h"
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
-#include "storage/fd.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/syscache.h"
@@ -30,8 +26,6 @@
 
 #include "core/compat.h"
 #include "core/options.h"
-
-#define MAX_SECRET 4096			/* bytes of a password file */
 
 typedef enum OptionType
 {
@@ -41,6 +35,7 @@ typedef enum OptionType
 	OPT_INTERVAL,
 	OPT_COUNT,					/* whole number > 0 */
 	OPT_PORTS,					/* list of ports */
+	OPT_BROKERS,				/* list of host:port */
 	OPT_CHOICE,
 	OPT_FILE,
 	OPT_PATH,					/* dotted path inside a payload */
@@ -57,11 +52,13 @@ typedef struct OptionRule
 	const char *choices;		/* OPT_CHOICE: separated by spaces */
 } OptionRule;
 
+#define BROKERS_HINT "Brokers are host:port, separated by commas; an IPv6 address stands in square brackets."
+
 #define K KAFKA_WRAPPER
 #define A AMQP_WRAPPER
 
 static const OptionRule rules[] = {
-	{K, ForeignServerRelationId, "bootstrap_servers", OPT_NAME},
+	{K, ForeignServerRelationId, "bootstrap_servers", OPT_BROKERS},
 	{K, ForeignServerRelationId, "security_protocol", OPT_CHOICE, false, "PLAINTEXT SSL SASL_PLAINTEXT SASL_SSL"},
 	{K, ForeignServerRelationId, "sasl_mechanism", OPT_CHOICE, false, "PLAIN SCRAM-SHA-256 SCRAM-SHA-512"},
 	{K, ForeignServerRelationId, "ssl_ca", OPT_FILE},
@@ -226,68 +223,7 @@ OptionWrapperName(ForeignServer *server)
 	return GetForeignDataWrapper(server->fdwid)->fdwname;
 }
 
-/* ---- files ---- */
-
-char *
-OptionPath(const char *path)
-{
-	char	   *result;
-
-	if (is_absolute_path(path))
-		result = pstrdup(path);
-	else
-	{
-		if (hybridiot_secret_directory == NULL || hybridiot_secret_directory[0] == '\0')
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("file \"%s\" is named by a relative path, but there is no directory for it", path),
-					 errhint("Set hybridiot.secret_directory, or give an absolute path.")));
-		result = psprintf("%s/%s", hybridiot_secret_directory, path);
-	}
-	canonicalize_path(result);
-	return result;
-}
-
-static void
-check_file(const char *option, const char *value)
-{
-	char	   *path = OptionPath(value);
-	char	   *directory;
-
-	if (superuser())
-		return;
-	directory = pstrdup(hybridiot_secret_directory ? hybridiot_secret_directory : "");
-	canonicalize_path(directory);
-	if (directory[0] == '\0' || path_contains_parent_reference(path) ||
-		!path_is_prefix_of_path(directory, path))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied to name a file in option \"%s\"", option),
-				 errhint("Only superusers may name files outside hybridiot.secret_directory.")));
-}
-
-char *
-OptionSecret(const char *value)
-{
-	char	   *path = OptionPath(value);
-	FILE	   *file = AllocateFile(path, "r");
-	char	   *line;
-
-	if (file == NULL)
-		ereport(ERROR,
-				(errcode_for_file_access(),
-				 errmsg("could not open password file \"%s\": %m", path)));
-	line = palloc0(MAX_SECRET);
-	if (fgets(line, MAX_SECRET, file) == NULL)
-		line[0] = '\0';
-	FreeFile(file);
-	line[strcspn(line, "\r\n")] = '\0';
-	if (line[0] == '\0')
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PASSWORD),
-				 errmsg("password file \"%s\" is empty", path)));
-	return line;
-}
+/* ---- credentials ---- */
 
 /* Options of a role's mapping on a server, or of PUBLIC's; NIL if there is none. */
 static List *
@@ -312,6 +248,18 @@ mapping_options(Oid server, Oid role)
 }
 
 void
+OptionCheckMechanism(List *server_options)
+{
+	const char *protocol = OptionGet(server_options, "security_protocol");
+
+	if (protocol && strncmp(protocol, "SASL_", 5) == 0 && !OptionGet(server_options, "sasl_mechanism"))
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
+				 errmsg("option \"%s\" is required", "sasl_mechanism"),
+				 errdetail("The server's security_protocol is %s.", protocol)));
+}
+
+void
 OptionCredentials(Oid server, Oid role, char **user, char **password, List **options)
 {
 	List	   *mapping = mapping_options(server, role);
@@ -321,7 +269,7 @@ OptionCredentials(Oid server, Oid role, char **user, char **password, List **opt
 	*user = value ? pstrdup(value) : NULL;
 	*password = NULL;
 	if ((value = OptionGet(mapping, "password")) != NULL)
-		*password = pstrdup(value);
+		*password = value[0] ? pstrdup(value) : NULL;
 	else if ((value = OptionGet(mapping, "password_file")) != NULL)
 		*password = OptionSecret(value);
 	if (options)
@@ -372,6 +320,34 @@ check_ports(const char *option, const char *value)
 	}
 	if (ports == NIL)
 		bad_value(option, value, "Give at least one port.");
+}
+
+/* host:port only: the library would take a protocol before it, and drop what it does not understand. */
+static void
+check_brokers(const char *option, const char *value)
+{
+	ListCell   *lc;
+	List	   *brokers = OptionSplit(value);
+
+	foreach(lc, brokers)
+	{
+		char	   *broker = lfirst(lc);
+		char	   *colon = strrchr(broker, ':');
+		bool		bracketed = broker[0] == '[';
+		size_t		host = strspn(broker, bracketed ? "[]0123456789abcdefABCDEF.:%" :
+								  "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ._-");
+		char	   *end;
+		long		port;
+
+		if (colon == NULL || colon == broker || broker + host < colon ||
+			(bracketed && colon[-1] != ']'))
+			bad_value(option, value, BROKERS_HINT);
+		port = strtol(colon + 1, &end, 10);
+		if (strspn(colon + 1, "0123456789") == 0 || *end || port < 1 || port > 65535)
+			bad_value(option, value, BROKERS_HINT);
+	}
+	if (brokers == NIL)
+		bad_value(option, value, BROKERS_HINT);
 }
 
 static void
@@ -433,11 +409,14 @@ check_value(const char *wrapper, const OptionRule *rule, const char *value)
 		case OPT_PORTS:
 			check_ports(rule->name, value);
 			break;
+		case OPT_BROKERS:
+			check_brokers(rule->name, value);
+			break;
 		case OPT_CHOICE:
 			check_choice(rule->name, value, rule->choices);
 			break;
 		case OPT_FILE:
-			check_file(rule->name, value);
+			OptionCheckFile(rule->name, value);
 			break;
 		case OPT_PATH:
 			check_path(rule->name, value);
@@ -531,4 +510,6 @@ OptionsValidate(const char *wrapper, List *options, Oid catalog, const OptionExt
 		ereport(ERROR,
 				(errcode(ERRCODE_FDW_INVALID_OPTION_NAME),
 				 errmsg("option \"%s\" is required", "bootstrap_servers")));
+	if (catalog == ForeignServerRelationId && strcmp(wrapper, KAFKA_WRAPPER) == 0)
+		OptionCheckMechanism(options);
 }

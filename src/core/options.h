@@ -32,16 +32,25 @@ extern char *OptionWrapperName(ForeignServer *server);
 /*
  * User and password of a role on a server, from its user mapping (or PUBLIC's);
  * the password from password or from password_file (read now). NULLs where
- * there is none. palloc'd; explicit_bzero the password when done.
+ * there is none, or an empty one. palloc'd; explicit_bzero the password when done.
  */
 extern void OptionCredentials(Oid server, Oid role, char **user, char **password,
 							  List **mapping_options);
 
-/* A path of a file option as it is opened: relative ones lie in secret_directory. */
-extern char *OptionPath(const char *path);
+/* SASL names its mechanism: the library's own choice would be Kerberos, which runs commands. ereport HV00D if it is missing. */
+extern void OptionCheckMechanism(List *server_options);
 
-/* First line of a secret's file; 28P01 if empty. Only the path is ever named in a message. */
-extern char *OptionSecret(const char *path);
+/* ---- option_file.c ---- */
+
+/* May the current user name this file in this option? ereport 42501 if not, 22023 if it is none. */
+extern void OptionCheckFile(const char *option, const char *value);
+/*
+ * The path of a file that can be read now; relative values lie in secret_directory. ereport 42501 if it leads out of
+ * that directory, 58xxx if it cannot be read, is no regular file or too large.
+ */
+extern char *OptionFile(const char *value);
+/* First line of a secret's file, palloc'd; likewise, and 58000 if there is none. */
+extern char *OptionSecret(const char *value);
 
 /* What a wrapper takes beyond the fixed options: the client library's own properties. */
 typedef struct OptionExtras

@@ -59,6 +59,26 @@ add_option(SourceConfig *config, const char *name, const char *value)
 	config->noptions++;
 }
 
+/* What the server asks for, the role must have: there is nobody else's identity to fall back to. */
+static void
+require_credentials(ForeignServer *server, Oid userid, const char *user, const char *password, List *mapping)
+{
+	const char *protocol = OptionGet(server->options, "security_protocol");
+	const char *missing = NULL;
+
+	OptionCheckMechanism(server->options);
+	if (protocol && strncmp(protocol, "SASL_", 5) == 0 && (user == NULL || password == NULL))
+		missing = "user and password";
+	else if (OptionGet(server->options, "ssl_certificate") && !OptionGet(mapping, "ssl_key"))
+		missing = "ssl_key";
+	if (missing)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_AUTHORIZATION_SPECIFICATION),
+				 errmsg("role \"%s\" has no %s for server \"%s\"", GetUserNameFromId(userid, false), missing,
+						server->servername),
+				 errhint("Create a user mapping for it, or for PUBLIC, with these options.")));
+}
+
 /* The client's properties from the server's options and the role's mapping. */
 static void
 kafka_options(SourceConfig *config, ForeignServer *server, Oid userid)
@@ -73,9 +93,9 @@ kafka_options(SourceConfig *config, ForeignServer *server, Oid userid)
 	add_option(config, "security.protocol", OptionGet(server->options, "security_protocol"));
 	add_option(config, "sasl.mechanism", OptionGet(server->options, "sasl_mechanism"));
 	if ((value = OptionGet(server->options, "ssl_ca")) != NULL)
-		add_option(config, "ssl.ca.location", OptionPath(value));
+		add_option(config, "ssl.ca.location", OptionFile(value));
 	if ((value = OptionGet(server->options, "ssl_certificate")) != NULL)
-		add_option(config, "ssl.certificate.location", OptionPath(value));
+		add_option(config, "ssl.certificate.location", OptionFile(value));
 
 	foreach(lc, server->options)
 	{
@@ -90,12 +110,13 @@ kafka_options(SourceConfig *config, ForeignServer *server, Oid userid)
 	}
 
 	OptionCredentials(server->serverid, userid, &user, &password, &mapping);
+	require_credentials(server, userid, user, password, mapping);
 	add_option(config, "sasl.username", user);
 	add_option(config, "sasl.password", password);
 	if (password)
 		explicit_bzero(password, strlen(password));
 	if ((value = OptionGet(mapping, "ssl_key")) != NULL)
-		add_option(config, "ssl.key.location", OptionPath(value));
+		add_option(config, "ssl.key.location", OptionFile(value));
 	if ((value = OptionGet(mapping, "ssl_key_password_file")) != NULL)
 		add_option(config, "ssl.key.password", OptionSecret(value));
 }

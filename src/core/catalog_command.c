@@ -597,7 +597,9 @@ CatalogReadQueue(uint64 after_xid, int64 after_seq, int limit,
 				 QueuedCommand **commands, MemoryContext context)
 {
 	static CatalogQuery query = {
-		.sql = "SELECT o.command_id, o.server, c.device, c.mode, c.expires_at, c.reply_within, o.queued_xid, o.seq,"
+		/* One from the future was queued before the clock was set back: nobody knows how long ago, so it is over. */
+		.sql = "SELECT o.command_id, o.server, c.device, c.mode, CASE WHEN c.queued_at <= pg_catalog.clock_timestamp() + '1 s'"
+		" THEN c.expires_at ELSE c.expires_at - '100 years'::pg_catalog.interval END, c.reply_within, o.queued_xid, o.seq,"
 		" " ELSEWHERE
 		" FROM hybridiot.command_origin o JOIN hybridiot.command c ON c.id = o.command_id"
 		" WHERE o.epoch IS NULL AND (o.queued_xid, o.seq) > ($5, $6)"

@@ -356,7 +356,7 @@ PipelineDecode(Pipeline *pipeline)
 	pipeline->batch->delivered = -1;
 	RoleEnter(&scope, pipeline->def->owner);
 	InPipeline = true;
-	BatchDecode(pipeline->batch, 0, PipelineNow(pipeline));
+	BatchDecode(pipeline->batch, 0, PipelineWallClock(pipeline));
 	InPipeline = false;
 	RoleLeave(&scope);
 }

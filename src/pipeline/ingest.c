@@ -258,7 +258,7 @@ checkpoint(Pipeline *pipeline)
 		count(pipeline, pipeline->since_checkpoint, rows, pipeline->dead_since_checkpoint);
 		pipeline->since_checkpoint = pipeline->dead_since_checkpoint = 0;
 	}
-	pipeline->checkpoint_at = GetCurrentTimestamp();
+	pipeline->checkpoint_at = PipelineNow(pipeline);
 	pipeline->errors_at_checkpoint = pipeline->errors_in_row;
 }
 
@@ -490,8 +490,7 @@ idle_work(Pipeline *pipeline, Loop *loop)
 
 		if (RollupCheckpointDue(pipeline, now))
 		{
-			/* A clock that was set back must not keep us waiting. */
-			if (due <= now || pipeline->checkpoint_at > now)
+			if (due <= now)
 				checkpoint(pipeline);
 			else
 				nap = ms_until(due, now);
@@ -557,8 +556,7 @@ take_batch(Pipeline *pipeline)
 		TimestampTz now = PipelineNow(pipeline);
 
 		if (RollupCheckpointUrgent(pipeline) ||
-			((now - pipeline->checkpoint_at >= options->checkpoint_us || pipeline->checkpoint_at > now) &&
-			 RollupCheckpointDue(pipeline, now)))
+			(now - pipeline->checkpoint_at >= options->checkpoint_us && RollupCheckpointDue(pipeline, now)))
 			checkpoint(pipeline);
 	}
 }

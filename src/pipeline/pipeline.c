@@ -27,6 +27,7 @@
 #include "utils/timestamp.h"
 
 #include "core/catalog_origin.h"
+#include "core/clock.h"
 #include "core/compat.h"
 #include "core/options.h"
 #include "pipeline/bulk.h"
@@ -40,6 +41,13 @@
 
 TimestampTz
 PipelineNow(Pipeline *pipeline)
+{
+	return pipeline->has_clock ? pipeline->clock :
+		pipeline->opened_at + (ClockMonotonicMs() - pipeline->opened_ms) * 1000;
+}
+
+TimestampTz
+PipelineWallClock(Pipeline *pipeline)
 {
 	return pipeline->has_clock ? pipeline->clock : GetCurrentTimestamp();
 }
@@ -162,7 +170,9 @@ PipelineOpen(int32 id, bool in_session)
 	pipeline->signature = make_signature(pipeline->def);
 	pipeline->stream = StreamOpen(pipeline->def->stream, pipeline->def->owner);
 	pipeline->batch = BatchCreate(pipeline->stream, pipeline->def->options.batch_rows);
-	pipeline->checkpoint_at = GetCurrentTimestamp();
+	pipeline->opened_at = GetCurrentTimestamp();
+	pipeline->opened_ms = ClockMonotonicMs();
+	pipeline->checkpoint_at = pipeline->opened_at;
 	pipeline->failure_gap = PG_INT32_MAX;
 	pipeline->errors_in_row = pipeline->errors_stored = pipeline->errors_at_checkpoint =
 		CatalogReadErrorsInRow(id, 0);
@@ -346,7 +356,7 @@ PipelineConnect(Pipeline *pipeline)
 		counts[topic] = SourceCountPartitions(pipeline->source, topic, CONNECT_TIMEOUT_MS);
 		pipeline->nparts += counts[topic];
 	}
-	pipeline->refreshed_at = GetCurrentTimestamp();
+	pipeline->refreshed_at = PipelineNow(pipeline);
 	pipeline->parts = palloc0(sizeof(PartitionState) * Max(pipeline->nparts, 1));
 
 	for (int topic = 0; topic < stream->ntopics; topic++)
@@ -403,11 +413,10 @@ PipelineRewind(Pipeline *pipeline)
 bool
 PipelinePartitionsAdded(Pipeline *pipeline)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = PipelineNow(pipeline);
 	int			total = 0;
 
-	if (!TimestampDifferenceExceeds(pipeline->refreshed_at, now, PARTITION_REFRESH_MS) &&
-		pipeline->refreshed_at <= now)
+	if (!TimestampDifferenceExceeds(pipeline->refreshed_at, now, PARTITION_REFRESH_MS))
 		return false;
 	pipeline->refreshed_at = now;
 	for (int topic = 0; topic < pipeline->stream->ntopics; topic++)

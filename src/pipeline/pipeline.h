@@ -52,6 +52,8 @@ typedef struct Pipeline
 	Rollup	   *rollup;			/* windowed */
 	bool		has_clock;		/* run_pipeline's wall_clock was given */
 	TimestampTz clock;
+	TimestampTz opened_at;		/* system's clock, */
+	int64		opened_ms;		/* and the monotonic one, when it was opened */
 	int			errors_in_row;	/* records set aside since the last good one */
 	int			errors_stored;	/* the same, as the table has it */
 	int			errors_at_checkpoint;	/* the same, as of the last checkpoint */
@@ -71,8 +73,13 @@ typedef struct Pipeline
 	int			dead_since_checkpoint;
 } Pipeline;
 
-/* The clock of this pipeline: wall_clock if given, the system's otherwise. */
+/*
+ * The clock of this pipeline, for whatever it waits for: wall_clock if given. Otherwise the system's as it was when the
+ * pipeline was opened, and the time that has passed since: nobody can set it.
+ */
 extern TimestampTz PipelineNow(Pipeline *pipeline);
+/* What the system's clock says now (or wall_clock): what is the future of a record. */
+extern TimestampTz PipelineWallClock(Pipeline *pipeline);
 /* The partition a record belongs to. */
 extern PartitionState *PipelinePartition(Pipeline *pipeline, const Record *record);
 

@@ -21,6 +21,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "core/clock.h"
 #include "core/compat.h"
 #include "core/record.h"
 #include "core/worker.h"
@@ -135,9 +136,9 @@ ask_failed(Source *source, KafkaResult result, const char *topic)
 /* Repeat a question in slices until it is answered or the time is up. */
 #define ASK(source, topic_name, timeout_ms, call) \
 	do { \
-		TimestampTz ask_end_ = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), (timeout_ms)); \
+		int64		ask_end_ = ClockMonotonicMs() + (timeout_ms); \
 		KafkaResult ask_result_; \
-		while ((ask_result_ = (call)) == KAFKA_AGAIN && GetCurrentTimestamp() < ask_end_) \
+		while ((ask_result_ = (call)) == KAFKA_AGAIN && ClockMonotonicMs() < ask_end_) \
 			CHECK_FOR_INTERRUPTS(); \
 		CHECK_FOR_INTERRUPTS(); \
 		ask_failed((source), ask_result_, (topic_name)); \

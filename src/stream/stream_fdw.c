@@ -36,6 +36,7 @@
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
 
+#include "core/clock.h"
 #include "core/compat.h"
 #include "core/options.h"
 #include "core/worker.h"
@@ -331,7 +332,7 @@ session_fetch(StreamScan *scan)
 	SessionScan *session = scan->session;
 	StreamBatch *batch = scan->batch;
 	MemoryContext old = MemoryContextSwitchTo(session->context);
-	TimestampTz give_up = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), ASK_TIMEOUT_MS);
+	int64		give_up = ClockMonotonicMs() + ASK_TIMEOUT_MS;
 
 	BatchReset(batch);
 	SourceRelease(session->source);
@@ -352,7 +353,7 @@ session_fetch(StreamScan *scan)
 		scan->records_read += batch->nrecords;
 		if (batch->nrecords > 0)
 			break;
-		if (GetCurrentTimestamp() > give_up)
+		if (ClockMonotonicMs() > give_up)
 			ereport(ERROR,
 					(errcode(ERRCODE_CONNECTION_FAILURE),
 					 errmsg("brokers of stream \"%s\" do not answer", scan->stream->name),

@@ -28,6 +28,7 @@
 
 #include "core/compat.h"
 #include "pipeline/bulk.h"
+#include "pipeline/latest.h"
 #include "pipeline/letters.h"
 #include "pipeline/pipeline.h"
 
@@ -53,31 +54,46 @@ statement_text(Pipeline *pipeline)
 	return ((CachedPlanSource *) linitial(sources))->query_string;
 }
 
+static uint64
+execute(Pipeline *pipeline)
+{
+	uint64		written;
+	int			rc;
+
+	if (hybridiot_bulk_insert && BulkExecute(pipeline->bulk, pipeline->plan, &written))
+		return written;
+	rc = SPI_execute_plan(pipeline->plan, NULL, NULL, false, 0);
+	if (rc < 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INTERNAL_ERROR),
+				 errmsg("could not run the statement: %s", SPI_result_code_string(rc))));
+	return SPI_processed;
+}
+
 static void
 run_statement(Pipeline *pipeline, int first, int last, uint64 *rows)
 {
+	StreamBatch *batch = pipeline->batch;
 	RoleScope	scope;
-	uint64		written = 0;
+	int			runs;
 
 	RoleEnter(&scope, pipeline->def->owner);
 	constraints_immediate();
 	if (SPI_connect() != SPI_OK_CONNECT)
 		ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not connect to SPI")));
-	BatchExpose(pipeline->batch, first, last, statement_text(pipeline));
 	InPipeline = true;
-	if (!hybridiot_bulk_insert || !BulkExecute(pipeline->bulk, pipeline->plan, &written))
+	runs = LatestBegin(pipeline->latest, pipeline->plan, batch, first, last);
+	for (int run = 0; run < runs; run++)
 	{
-		int			rc = SPI_execute_plan(pipeline->plan, NULL, NULL, false, 0);
-
-		if (rc < 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_INTERNAL_ERROR),
-					 errmsg("could not run the statement: %s", SPI_result_code_string(rc))));
-		written = SPI_processed;
+		if (run > 0)
+			LatestSecond(pipeline->latest, batch, first, last);
+		BatchExpose(batch, first, last, statement_text(pipeline));
+		*rows += execute(pipeline);
 	}
 	InPipeline = false;
 	BatchExpose(NULL, 0, 0, NULL);
-	*rows += written;
+	if (pipeline->latest)
+		LatestEnd(batch, first, last);
 	SPI_finish();
 	RoleLeave(&scope);
 }
@@ -111,6 +127,8 @@ try_range(Pipeline *pipeline, int first, int last, uint64 *rows)
 		FlushErrorState();
 		InPipeline = false;
 		ExposedBatch = NULL;
+		if (pipeline->latest)
+			LatestEnd(pipeline->batch, first, last);
 		*rows = before;
 		RollbackAndReleaseCurrentSubTransaction();
 	}
@@ -415,6 +433,9 @@ SearchBatch(Pipeline *pipeline, int first, bool judged, uint64 *rows)
 				PipelineRethrow(error);
 				break;
 			case ERROR_SPLIT:
+				if (!LatestWant(pipeline->latest))
+					after_failure(pipeline, &search, pos, end, error);
+				break;
 			case ERROR_BAD_RECORD:
 				after_failure(pipeline, &search, pos, end, error);
 				break;

@@ -31,6 +31,7 @@
 #include "core/compat.h"
 #include "core/options.h"
 #include "pipeline/bulk.h"
+#include "pipeline/latest.h"
 #include "pipeline/pipeline.h"
 #include "pipeline/rollup.h"
 #include "pipeline/start.h"
@@ -185,6 +186,8 @@ PipelineOpen(int32 id, bool in_session)
 	{
 		prepare_statement(pipeline);
 		pipeline->bulk = BulkCreate();
+		if (!pipeline->stream->compacted)
+			pipeline->latest = LatestCreate(pipeline->batch->capacity);
 	}
 	MemoryContextSwitchTo(old);
 

@@ -47,6 +47,7 @@ typedef struct Pipeline
 	int		   *topic_base;		/* place in parts of each topic's partition 0 */
 	SPIPlanPtr	plan;			/* per batch: the statement */
 	struct Bulk *bulk;			/* per batch: how its rows are written (bulk.c) */
+	struct Latest *latest;		/* per batch: what newer records overwrite (latest.c); NULL if compacted */
 	bool		is_merge;
 	bool		in_session;		/* run_pipeline() */
 	Rollup	   *rollup;			/* windowed */

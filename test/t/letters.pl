@@ -6,7 +6,7 @@ use Hybridiot::Test;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
-my $node = new_node('letters', conf => "deadlock_timeout = 100ms\n");
+my $node = new_node('letters', conf => "deadlock_timeout = 3s\n");
 
 # Pipeline p_NAME reads log_NAME and fills NAME.
 sub pipeline
@@ -50,11 +50,26 @@ $node->safe_psql('test', <<~'END');
 	CREATE TRIGGER eat AFTER INSERT ON hungry REFERENCING NEW TABLE AS fresh FOR EACH STATEMENT EXECUTE FUNCTION eat();
 	CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'shut'; END $$;
 	CREATE TRIGGER refuse AFTER INSERT ON shut FOR EACH ROW EXECUTE FUNCTION refuse();
-	ALTER DATABASE test SET statement_timeout = '600ms';
 	END
+
+# ---- a real deadlock
+
+my $session = $node->background_psql('test');
+$session->query_safe("SET deadlock_timeout = '1min'; BEGIN; INSERT INTO locked VALUES (2, -2)");
+pipeline('locked', 'batch_rows => 10');
+feed('locked', 1, 3);
+# The worker has inserted 1 and waits for 2; now this session waits for 1.
+poll_is($node, q(SELECT count(*) > 0 FROM pg_locks WHERE NOT granted), 't', 'the worker waits for a row');
+$session->{stdin} .= "INSERT INTO locked VALUES (1, -1);\n";
+$session->{run}->pump_nb;
+poll_is($node, "SELECT last_error FROM hybridiot.stat_pipeline WHERE pipeline = 'p_locked'", 'deadlock detected', 'a deadlock with it');
+$session->query_safe('ROLLBACK');
+poll_is($node, $count->('locked'), '3|3|1|3', 'is tried again');
+$session->quit;
 
 # ---- a batch that takes too long, or too much memory, three times is halved
 
+$node->safe_psql('test', "ALTER DATABASE test SET statement_timeout = '600ms'");
 pipeline('slow', 'batch_rows => 4');
 pipeline('hungry', 'batch_rows => 4');
 feed($_, 1, 8) for 'slow', 'hungry';
@@ -87,21 +102,6 @@ like($node->safe_psql('test', "SELECT reason FROM hybridiot.pipeline WHERE name 
 	'the reason names the place and the constraint');
 $node->safe_psql('test', "ALTER TABLE picky DROP CONSTRAINT picky_id_check; SELECT hybridiot.resume_pipeline('p_picky')");
 poll_is($node, $count->('picky'), '11|11|20|30', 'and it goes on there');
-
-# ---- a real deadlock
-
-my $session = $node->background_psql('test');
-$session->query_safe("SET deadlock_timeout = '1min'; SET statement_timeout = 0; BEGIN; INSERT INTO locked VALUES (2, -2)");
-pipeline('locked', '');
-feed('locked', 1, 3);
-# The worker has inserted 1 and waits for 2; now this session waits for 1.
-poll_is($node, q(SELECT count(*) > 0 FROM pg_locks WHERE NOT granted), 't', 'the worker waits for a row');
-$session->{stdin} .= "INSERT INTO locked VALUES (1, -1);\n";
-$session->{run}->pump_nb;
-poll_is($node, "SELECT last_error FROM hybridiot.stat_pipeline WHERE pipeline = 'p_locked'", 'deadlock detected', 'a deadlock with it');
-$session->query_safe('ROLLBACK');
-poll_is($node, $count->('locked'), '3|3|1|3', 'is tried again');
-$session->quit;
 
 # ---- dead letters are tried again while the worker runs
 

@@ -56,6 +56,7 @@ SELECT * FROM t ORDER BY k;
 SELECT * FROM same('INSERT INTO t SELECT k, a, b, c, 1 FROM s WHERE k IS NOT NULL ON CONFLICT (k) DO UPDATE SET a = excluded.a, b = ''again'', c = excluded.c, n = 2');
 SELECT * FROM t ORDER BY k LIMIT 3;
 SELECT * FROM same('INSERT INTO t SELECT k, a, b, c, 1 FROM s WHERE k IS NOT NULL ON CONFLICT (k) DO UPDATE SET a = excluded.n, n = excluded.a');
+SELECT * FROM same('INSERT INTO t SELECT k, a, b, c, 1 FROM s WHERE k IS NOT NULL ON CONFLICT (k) DO UPDATE SET a = excluded.n, n = excluded.a, b = excluded.b, c = excluded.c');
 -- the newest record is left out by WHERE, or by a join; the order of rows is not that of the records
 SELECT * FROM same('INSERT INTO t (k, a, b, c) SELECT k, a, b, c FROM s WHERE k IS NOT NULL AND a % 7 < 3 ' || :'whole');
 CREATE TABLE known (k text, extra int);

@@ -12,6 +12,10 @@
  */
 #include "postgres.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include "access/xact.h"
 #include "fmgr.h"
 #include "mb/pg_wchar.h"
@@ -39,6 +43,7 @@
 #define BACKOFF_MAX_MS 60000
 #define LONGEST_NAP_MS 10000
 #define TROUBLED_NAP_MS 1000	/* while brokers are away: they are asked from time to time */
+#define TRIM_AFTER 10000		/* records */
 #define TABLE_NAP_MS 250		/* a table cannot tell that it grew */
 #define SESSION_PATIENCE_MS 30000	/* until a session gives up on the brokers */
 #define RELEASE_PATIENCE_MS 5000	/* until a paused worker must have left */
@@ -400,6 +405,8 @@ typedef struct Loop
 	WaitEventSet *waits;
 	int64		first_at;		/* monotonic ms: when the oldest record of the batch came */
 	bool		troubled;		/* the source had an error when last heard */
+	int64		taken;			/* records since memory was given back */
+	int64		trimmed_at;		/* monotonic ms: when that was */
 } Loop;
 
 static int
@@ -561,6 +568,21 @@ take_batch(Pipeline *pipeline)
 	}
 }
 
+/* Who has caught up with a backlog holds a hundred megabytes that the C library would keep for the next one. */
+static void
+give_back_memory(Loop *loop)
+{
+	int64		now = ClockMonotonicMs();
+
+	if (loop->taken < TRIM_AFTER || now - loop->trimmed_at < LONGEST_NAP_MS)
+		return;
+	loop->taken = 0;
+	loop->trimmed_at = now;
+#ifdef __GLIBC__
+	(void) malloc_trim(0);
+#endif
+}
+
 /* Until the definition changes. Errors are thrown. */
 static void
 run_loop(Pipeline *pipeline, Loop *loop)
@@ -576,13 +598,17 @@ run_loop(Pipeline *pipeline, Loop *loop)
 			return;
 
 		n = fill_batch(pipeline, batch_limit(pipeline));
+		loop->taken += n;
 		if (n > 0 && n == pipeline->batch->nrecords)
 			loop->first_at = ClockMonotonicMs();
 		report_trouble(pipeline, loop);
 		if (batch_is_due(pipeline, loop))
 			take_batch(pipeline);
 		else if (n == 0)
+		{
+			give_back_memory(loop);
 			wait_for_work(pipeline, loop, idle_work(pipeline, loop));
+		}
 	}
 }
 
@@ -676,7 +702,7 @@ serve(MemoryContext context)
 	ErrorData  *volatile error = NULL;
 	ErrorContextCallback callback;
 	ErrorContextCallback *callbacks = error_context_stack;
-	Loop		loop = {0};
+	Loop		loop = {.trimmed_at = ClockMonotonicMs()};
 	bool		go_on = true;
 
 	PG_TRY();

@@ -855,7 +855,7 @@ nudge(KafkaConsumer *consumer, int taken)
 	if (consumer->since_nudge < NUDGE_EVERY)
 		return;
 	consumer->since_nudge = 0;
-#if RD_KAFKA_VERSION < FETCH_QUEUE_BACKOFF
+#if RD_KAFKA_VERSION < KAFKA_QUEUE_BACKOFF_VERSION
 	{
 		rd_kafka_error_t *error = rd_kafka_sasl_set_credentials(consumer->handle, consumer->user, consumer->password);
 

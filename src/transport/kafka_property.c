@@ -48,18 +48,16 @@ static const char *const allowed[] = {
 	NULL
 };
 
-/* The first version with that property. */
-#define FETCH_QUEUE_BACKOFF 0x020200ff
-
 /* Set before the user's properties: may be overridden where the list above has them. */
 static const Option defaults[] = {
 	{"client.id", "hybridiot"},
 	{"queued.min.messages", "100000"},	/* a message takes 300 bytes beside its own */
 	{"queued.max.messages.kbytes", "65536"},
+	{"fetch.wait.max.ms", "1000"},	/* how often a silent topic is asked; what comes is told at once */
 	{"socket.keepalive.enable", "true"},
 	{"socket.nagle.disable", "true"},
 	{"reconnect.backoff.max.ms", "5000"},
-#if RD_KAFKA_VERSION >= FETCH_QUEUE_BACKOFF
+#if RD_KAFKA_VERSION >= KAFKA_QUEUE_BACKOFF_VERSION
 	{"fetch.queue.backoff.ms", "2"},	/* the queue is read in large gulps */
 #endif
 };

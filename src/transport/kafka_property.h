@@ -9,6 +9,9 @@
 
 struct rd_kafka_conf_s;
 
+/* The first version of the library with fetch.queue.backoff.ms. */
+#define KAFKA_QUEUE_BACKOFF_VERSION 0x020200ff
+
 /*
  * Our defaults, then the options (properties by their own names, checked already), then what nobody may change. No
  * callbacks. ereport HV00D if the library refuses one.

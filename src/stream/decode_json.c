@@ -31,6 +31,7 @@ typedef struct PathNode
 	const char *name;			/* UTF-8 */
 	int32		len;
 	uint32		hash;
+	bool		plain;			/* nothing in the name is ever escaped */
 	int			parent;
 	int			end;			/* the first node behind this one's descendants */
 	int			follower;		/* the sibling that came behind this one the last time */
@@ -86,6 +87,10 @@ add_node(Decoder *decoder, int parent, const char *name)
 	node->name = pg_server_to_any(pstrdup(name), strlen(name), PG_UTF8);
 	node->len = (int32) strlen(node->name);
 	node->hash = hash_bytes((const unsigned char *) node->name, node->len);
+	node->plain = true;
+	for (int i = 0; i < node->len; i++)
+		if (node->name[i] == '"' || node->name[i] == '\\' || (unsigned char) node->name[i] < 0x20)
+			node->plain = false;
 	node->first_child = node->follower = NO_NODE;
 	return decoder->nnodes++;
 }
@@ -196,14 +201,13 @@ has_name(const PathNode *node, const char *name, int32 len)
 	return node->len == len && memcmp(node->name, name, len) == 0;
 }
 
-/* The child that a key names; last is the one found before it in this object, or NO_NODE. */
+/* The child that a key names; guess: which one came here the last time. */
 static int
-find_child(Decoder *decoder, int parent, int last, const JsonPiece *key)
+find_child(Decoder *decoder, int parent, int *guess, const JsonPiece *key)
 {
 	const char *name = key->bytes;
 	int32		len = key->len;
 	PathNode   *node = &decoder->nodes[parent];
-	int		   *guess = last == NO_NODE ? &node->first_child : &decoder->nodes[last].follower;
 	uint32		place;
 
 	if (key->escaped)
@@ -244,11 +248,18 @@ scan_columns(Decoder *decoder, JsonScan *scan, int parent)
 	JsonStep	step;
 	int			last = NO_NODE;
 
-	for (step = JsonFirstMember(scan, &key); step == JSON_STEP_MEMBER; step = JsonNextMember(scan, &key))
+	for (step = JsonFirstMember(scan); step == JSON_STEP_MEMBER; step = JsonNextMember(scan))
 	{
-		int			child = find_child(decoder, parent, last, &key);
-		PathNode   *node;
+		int		   *guess = last == NO_NODE ? &decoder->nodes[parent].first_child : &decoder->nodes[last].follower;
+		int			child = *guess;
+		PathNode   *node = &decoder->nodes[Max(child, 0)];
 
+		if (child == NO_NODE || !node->plain || !JsonPassKey(scan, node->name, node->len))
+		{
+			if (!JsonScanKey(scan, &key))
+				return false;
+			child = find_child(decoder, parent, guess, &key);
+		}
 		if (child == NO_NODE)
 		{
 			if (!JsonScanValue(scan, &unwanted))

@@ -226,29 +226,42 @@ leave(JsonScan *scan)
 	scan->at++;
 }
 
-static JsonStep
-scan_key(JsonScan *scan, JsonPiece *key)
+bool
+JsonScanKey(JsonScan *scan, JsonPiece *key)
 {
 	if (!at_byte(scan, '"'))
-	{
-		(void) refuse(scan, "expected a string as key");
-		return JSON_STEP_BAD;
-	}
+		return refuse(scan, "expected a string as key");
 	if (!scan_string(scan, key))
-		return JSON_STEP_BAD;
+		return false;
+	skip_space(scan);
+	if (!at_byte(scan, ':'))
+		return refuse(scan, "expected \":\"");
+	scan->at++;
+	skip_space(scan);
+	return true;
+}
+
+bool
+JsonPassKey(JsonScan *scan, const char *name, int32 len)
+{
+	const char *at = scan->at;
+
+	if (scan->end - at < len + 3 || at[0] != '"' || at[len + 1] != '"' || memcmp(at + 1, name, len) != 0)
+		return false;
+	scan->at += len + 2;
 	skip_space(scan);
 	if (!at_byte(scan, ':'))
 	{
-		(void) refuse(scan, "expected \":\"");
-		return JSON_STEP_BAD;
+		scan->at = at;
+		return false;
 	}
 	scan->at++;
 	skip_space(scan);
-	return JSON_STEP_MEMBER;
+	return true;
 }
 
 JsonStep
-JsonFirstMember(JsonScan *scan, JsonPiece *key)
+JsonFirstMember(JsonScan *scan)
 {
 	if (!enter(scan))
 		return JSON_STEP_BAD;
@@ -257,18 +270,18 @@ JsonFirstMember(JsonScan *scan, JsonPiece *key)
 		leave(scan);
 		return JSON_STEP_END;
 	}
-	return scan_key(scan, key);
+	return JSON_STEP_MEMBER;
 }
 
 JsonStep
-JsonNextMember(JsonScan *scan, JsonPiece *key)
+JsonNextMember(JsonScan *scan)
 {
 	skip_space(scan);
 	if (at_byte(scan, ','))
 	{
 		scan->at++;
 		skip_space(scan);
-		return scan_key(scan, key);
+		return JSON_STEP_MEMBER;
 	}
 	if (at_byte(scan, '}'))
 	{
@@ -287,8 +300,8 @@ scan_object(JsonScan *scan, JsonPiece *value)
 	const char *start = scan->at;
 	JsonStep	step;
 
-	for (step = JsonFirstMember(scan, &key); step == JSON_STEP_MEMBER; step = JsonNextMember(scan, &key))
-		if (!JsonScanValue(scan, &member))
+	for (step = JsonFirstMember(scan); step == JSON_STEP_MEMBER; step = JsonNextMember(scan))
+		if (!JsonScanKey(scan, &key) || !JsonScanValue(scan, &member))
 			return false;
 	value->kind = JSON_KIND_OBJECT;
 	value->bytes = start;

@@ -43,7 +43,7 @@ typedef struct JsonScan
 
 typedef enum JsonStep
 {
-	JSON_STEP_MEMBER,			/* at a member's value, its key is set */
+	JSON_STEP_MEMBER,			/* at a member's key */
 	JSON_STEP_END,				/* behind the object */
 	JSON_STEP_BAD
 } JsonStep;
@@ -53,9 +53,16 @@ extern void JsonScanInit(JsonScan *scan, const char *bytes, int32 len, int max_d
 /* At a value: pass over it. false: it is none, problem says why. */
 extern bool JsonScanValue(JsonScan *scan, JsonPiece *value);
 
-/* At an object: enter it, up to its first member's value. Then pass over that value, and go on. */
-extern JsonStep JsonFirstMember(JsonScan *scan, JsonPiece *key);
-extern JsonStep JsonNextMember(JsonScan *scan, JsonPiece *key);
+/* At an object: enter it, up to its first member's key. Then pass over key and value, and go on. */
+extern JsonStep JsonFirstMember(JsonScan *scan);
+extern JsonStep JsonNextMember(JsonScan *scan);
+/* At a key: up to its value. */
+extern bool JsonScanKey(JsonScan *scan, JsonPiece *key);
+/*
+ * The same in one comparison if the key is this very name, spelled without escapes; else false, and nothing is passed
+ * over. The name must hold nothing that JSON would escape.
+ */
+extern bool JsonPassKey(JsonScan *scan, const char *name, int32 len);
 
 /* Behind the document's value: is there nothing but white space? */
 extern bool JsonScanFinish(JsonScan *scan);

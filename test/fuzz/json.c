@@ -39,8 +39,13 @@ check_object(const JsonPiece *piece)
 	JsonStep	step;
 
 	JsonScanInit(&scan, piece->bytes, piece->len, MAX_DEPTH);
-	for (step = JsonFirstMember(&scan, &key); step == JSON_STEP_MEMBER; step = JsonNextMember(&scan, &key))
+	for (step = JsonFirstMember(&scan); step == JSON_STEP_MEMBER; step = JsonNextMember(&scan))
 	{
+		JsonScan	passing = scan;
+
+		CHECK(JsonScanKey(&scan, &key));
+		CHECK(JsonPassKey(&passing, key.bytes, key.len) != key.escaped);
+		CHECK(key.escaped || passing.at == scan.at);
 		CHECK(key.kind == JSON_KIND_STRING);
 		check_string(&key);
 		CHECK(JsonScanValue(&scan, &value));

@@ -50,6 +50,7 @@ CREATE TABLE hybridiot.pipeline_definition (
 	stream pg_catalog.regclass NOT NULL,
 	enabled pg_catalog.bool NOT NULL,
 	failure pg_catalog.text,
+	seeks pg_catalog.int4 NOT NULL DEFAULT 0,
 	start_at pg_catalog.text NOT NULL,
 	lateness pg_catalog.interval NOT NULL,
 	emit pg_catalog.text NOT NULL CHECK (emit IN ('final', 'changes')),
@@ -80,6 +81,17 @@ CREATE TABLE hybridiot.pipeline_position (
 	PRIMARY KEY (pipeline, topic, partition)
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE hybridiot.pipeline_position IS 'first offset not yet applied, per pipeline and partition; read hybridiot.position instead';
+
+CREATE TABLE hybridiot.seek_record (
+	id pg_catalog.int8 GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+	pipeline pg_catalog.int4 NOT NULL REFERENCES hybridiot.pipeline_definition ON DELETE CASCADE,
+	sought_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
+	sought_by pg_catalog.name NOT NULL,
+	position pg_catalog.text NOT NULL,
+	previous pg_catalog.jsonb
+);
+CREATE INDEX seek_record_pipeline_idx ON hybridiot.seek_record (pipeline, id);
+COMMENT ON TABLE hybridiot.seek_record IS 'positions that were set by hand; read hybridiot.seek instead';
 
 CREATE TABLE hybridiot.pipeline_progress (
 	pipeline pg_catalog.int4 PRIMARY KEY REFERENCES hybridiot.pipeline_definition ON DELETE CASCADE,
@@ -135,6 +147,8 @@ SELECT pg_catalog.pg_extension_config_dump('hybridiot.pipeline_definition_id_seq
 SELECT pg_catalog.pg_extension_config_dump('hybridiot.pipeline_position', '');
 SELECT pg_catalog.pg_extension_config_dump('hybridiot.pipeline_progress', '');
 SELECT pg_catalog.pg_extension_config_dump('hybridiot.pipeline_errors', '');
+SELECT pg_catalog.pg_extension_config_dump('hybridiot.seek_record', '');
+SELECT pg_catalog.pg_extension_config_dump('hybridiot.seek_record_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('hybridiot.dead_letter_record', '');
 SELECT pg_catalog.pg_extension_config_dump('hybridiot.dead_letter_record_id_seq', '');
 
@@ -203,6 +217,11 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_resume_all'
 COMMENT ON FUNCTION hybridiot.resume_all() IS
 'lets all pipelines of yours that are failed or held (copied, promoted) go on from their positions, not those that were paused by hand; returns how many';
 
+CREATE FUNCTION hybridiot.seek_pipeline(name pg_catalog.name, "position" pg_catalog.text) RETURNS pg_catalog.void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_seek_pipeline';
+COMMENT ON FUNCTION hybridiot.seek_pipeline(pg_catalog.name, pg_catalog.text) IS
+'moves a pipeline, when the transaction commits, to earliest, latest, a timestamp, or offsets such as {"0": 17, "topic/1": 4}, of which partitions that are not named stay. Rows it wrote stay. A windowed pipeline forgets its open windows; a timestamp is event time there. Clears a failure; recorded in hybridiot.seek. Raises 22023 for a bad position, 42704, 42501';
+
 CREATE FUNCTION hybridiot.run_pipeline(
 	name pg_catalog.name,
 	max_records pg_catalog.int8 DEFAULT NULL,
@@ -233,13 +252,13 @@ CREATE FUNCTION hybridiot.pipeline_slots(
 	OUT last_error pg_catalog.text, OUT last_error_at pg_catalog.timestamptz, OUT stats_reset pg_catalog.timestamptz
 ) RETURNS SETOF pg_catalog.record
 LANGUAGE C VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'hybridiot_pipeline_slots';
-COMMENT ON FUNCTION hybridiot.pipeline_slots() IS 'what workers of pipelines do and counted; read the views instead';
+COMMENT ON FUNCTION hybridiot.pipeline_slots() IS 'what workers of each pipeline do and counted together; read the views instead';
 CREATE FUNCTION hybridiot.worker_slots(
 	OUT pid pg_catalog.int4, OUT kind pg_catalog.text, OUT state pg_catalog.text,
-	OUT started_at pg_catalog.timestamptz, OUT restarts pg_catalog.int4
+	OUT started_at pg_catalog.timestamptz, OUT restarts pg_catalog.int4, OUT pipeline pg_catalog.int4
 ) RETURNS SETOF pg_catalog.record
 LANGUAGE C VOLATILE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'hybridiot_worker_slots';
-COMMENT ON FUNCTION hybridiot.worker_slots() IS 'other workers of this database; read hybridiot.stat_worker instead';
+COMMENT ON FUNCTION hybridiot.worker_slots() IS 'workers of this database that run; read hybridiot.stat_worker instead';
 CREATE FUNCTION hybridiot.preloaded() RETURNS pg_catalog.bool
 LANGUAGE C STABLE PARALLEL RESTRICTED AS 'MODULE_PATHNAME', 'hybridiot_preloaded';
 COMMENT ON FUNCTION hybridiot.preloaded() IS 'is hybridiot in shared_preload_libraries, so that workers can run';
@@ -588,6 +607,13 @@ WHERE pg_catalog.pg_has_role(d.owner, 'MEMBER');
 COMMENT ON VIEW hybridiot.position IS
 'first offset not yet applied per pipeline and partition, the log''s end as last heard, and the largest event time seen';
 
+CREATE VIEW hybridiot.seek WITH (security_barrier) AS
+SELECT d.name AS pipeline, r.sought_at, r.sought_by, r.position, r.previous
+FROM hybridiot.seek_record r JOIN hybridiot.pipeline_definition d ON d.id OPERATOR(pg_catalog.=) r.pipeline
+WHERE pg_catalog.pg_has_role(d.owner, 'MEMBER');
+COMMENT ON VIEW hybridiot.seek IS
+'positions that were set by hand, with seek_pipeline() or a new start_at: when, by whom, to what, and what they were before';
+
 CREATE VIEW hybridiot.dead_letter WITH (security_barrier) AS
 SELECT r.id, d.name AS pipeline, r.stream, r.topic, r.partition, r."offset", r."timestamp", r.key, r.value, r.headers,
 	r.reason, r.cause, r.during, r.watermark, r.group_keys, r.sqlstate, r.message, r.failed_at, r.attempts
@@ -604,13 +630,9 @@ WHERE pg_catalog.pg_has_role(d.owner, 'MEMBER');
 COMMENT ON VIEW hybridiot.stat_pipeline IS 'what pipelines counted since stats_reset; begins anew with the server';
 
 CREATE VIEW hybridiot.stat_worker WITH (security_barrier) AS
-SELECT s.pid, 'pipeline'::pg_catalog.text AS kind, d.name AS pipeline, s.state, s.started_at, s.restarts
-FROM hybridiot.pipeline_definition d JOIN hybridiot.pipeline_slots() s ON s.pipeline OPERATOR(pg_catalog.=) d.id
-WHERE pg_catalog.pg_has_role(d.owner, 'MEMBER') AND s.pid IS NOT NULL
-UNION ALL
-SELECT w.pid, w.kind, NULL::pg_catalog.name, w.state, w.started_at, w.restarts
-FROM hybridiot.worker_slots() w WHERE w.pid IS NOT NULL;
+SELECT w.pid, w.kind, d.name AS pipeline, w.state, w.started_at, w.restarts
+FROM hybridiot.worker_slots() w LEFT JOIN hybridiot.pipeline_definition d ON d.id OPERATOR(pg_catalog.=) w.pipeline;
 COMMENT ON VIEW hybridiot.stat_worker IS 'workers of this database that run now';
 
-GRANT SELECT ON hybridiot.pipeline, hybridiot.position, hybridiot.dead_letter, hybridiot.stat_pipeline,
+GRANT SELECT ON hybridiot.pipeline, hybridiot.position, hybridiot.seek, hybridiot.dead_letter, hybridiot.stat_pipeline,
 	hybridiot.stat_worker TO PUBLIC;

@@ -43,7 +43,8 @@ SELECT hybridiot.create_pipeline('p', 'SELECT * FROM telemetry', on_error => 'sk
 SELECT hybridiot.create_pipeline('p', 'SELECT * FROM telemetry', start_at => 'first');
 SELECT hybridiot.create_pipeline('p', 'SELECT * FROM telemetry', start_at => '{"0": -1}');
 SELECT hybridiot.create_pipeline('p', 'SELECT * FROM telemetry', start_at => '{"x": 1}');
-SELECT hybridiot.create_pipeline('p', 'SELECT * FROM telemetry', workers => 2);
+SELECT hybridiot.create_pipeline('p', 'SELECT * FROM telemetry', workers => 0);
+SELECT hybridiot.create_pipeline('p', 'SELECT * FROM telemetry', workers => 257);
 SELECT hybridiot.create_pipeline('p', 'SELECT * FROM telemetry', keep_closed => '1 h');
 SELECT count(*) FROM hybridiot.pipeline;
 

@@ -117,7 +117,7 @@ refuse_without_worker(void)
 	WorkerSlot *slot;
 
 	LWLockAcquire(Shared->lock, LW_SHARED);
-	slot = SlotFind(WORKER_AMQP, MyDatabaseId, 0);
+	slot = SlotFind(WORKER_AMQP, MyDatabaseId, 0, 0);
 	if (slot && slot->state == WORKER_WAITING)
 		strlcpy(reason, slot->reason, sizeof(reason));
 	LWLockRelease(Shared->lock);

@@ -156,7 +156,7 @@ free_slot(CallSlot *slot)
 static void
 wake_worker(void)
 {
-	WorkerSlot *worker = SlotFind(WORKER_AMQP, MyDatabaseId, 0);
+	WorkerSlot *worker = SlotFind(WORKER_AMQP, MyDatabaseId, 0, 0);
 
 	if (worker)
 		SlotWake(worker, NULL);

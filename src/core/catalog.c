@@ -182,7 +182,7 @@ column_time(uint64 row, int column)
 	" start_at, (EXTRACT(epoch FROM lateness) * 1000000)::bigint, emit, (EXTRACT(epoch FROM idle_timeout) * 1000000)::bigint, batch_rows::bigint," \
 	" (EXTRACT(epoch FROM batch_delay) * 1000000)::bigint, (EXTRACT(epoch FROM checkpoint_interval) * 1000000)::bigint," \
 	" workers::bigint, max_groups::bigint, max_errors::bigint, on_error," \
-	" (EXTRACT(epoch FROM keep_closed) * 1000000)::bigint, notify::text"
+	" (EXTRACT(epoch FROM keep_closed) * 1000000)::bigint, notify::text, seeks"
 
 static PipelineDefinition *
 pipeline_from_row(uint64 row, MemoryContext context)
@@ -218,6 +218,7 @@ pipeline_from_row(uint64 row, MemoryContext context)
 	options->stop_on_error = strcmp(text, "stop") == 0;
 	options->keep_closed_us = column_int64(row, 22, 0);
 	options->notify = CatalogString(row, 23, context);
+	def->seeks = DatumGetInt32(CatalogColumn(row, 24, &isnull));
 	return def;
 }
 
@@ -540,19 +541,97 @@ set_nullable(Datum *values, char *nulls, int place, Datum value, bool isnull)
 }
 
 bool
-CatalogMovePositions(int32 id, Oid stream, const PositionMove *moves, int n)
+CatalogAddPositions(const PipelineDefinition *def, const PositionRow *rows, int n)
 {
+	static CatalogQuery lock = {
+		.sql = "SELECT 1 FROM hybridiot.pipeline_definition WHERE id = $1 AND seeks = $2 FOR SHARE",
+		.nargs = 2,.argtypes = {INT4OID, INT4OID}
+	};
+	static CatalogQuery insert = {
+		.sql = "INSERT INTO hybridiot.pipeline_position (pipeline, stream, topic, partition, next_offset, idle)"
+		" VALUES ($1, $2::regclass, $3, $4, $5, false) ON CONFLICT DO NOTHING",
+		.nargs = 5,.argtypes = {INT4OID, OIDOID, TEXTOID, INT4OID, INT8OID}
+	};
+	CatalogScope scope;
+	Datum		key[] = {Int32GetDatum(def->id), Int32GetDatum(def->seeks)};
+	bool		same;
+
+	CatalogEnter(&scope);
+	same = CatalogExecute(&lock, key, NULL, 0) == 1;
+	for (int i = 0; i < n && same; i++)
+	{
+		Datum		values[] = {
+			Int32GetDatum(def->id), ObjectIdGetDatum(def->stream), CStringGetTextDatum(rows[i].topic),
+			Int32GetDatum(rows[i].partition), Int64GetDatum(rows[i].next_offset)
+		};
+
+		(void) CatalogExecute(&insert, values, NULL, 0);
+	}
+	CatalogLeave(&scope);
+	return same;
+}
+
+void
+CatalogResetPositions(int32 id, const PositionRow *rows, int n)
+{
+	/* A new row knows nothing of what the old one did, whatever columns there are. */
+	static CatalogQuery query = {
+		.sql = "WITH old AS (DELETE FROM hybridiot.pipeline_position WHERE pipeline = $1 AND topic = $2 AND partition = $3"
+		" RETURNING pipeline, stream, topic, partition)"
+		" INSERT INTO hybridiot.pipeline_position (pipeline, stream, topic, partition, next_offset, idle)"
+		" SELECT pipeline, stream, topic, partition, $4, false FROM old"
+		" ON CONFLICT (pipeline, topic, partition) DO UPDATE SET next_offset = excluded.next_offset",
+		.nargs = 4,.argtypes = {INT4OID, TEXTOID, INT4OID, INT8OID}
+	};
+	CatalogScope scope;
+
+	CatalogEnter(&scope);
+	for (int i = 0; i < n; i++)
+	{
+		Datum		values[] = {
+			Int32GetDatum(id), CStringGetTextDatum(rows[i].topic), Int32GetDatum(rows[i].partition),
+			Int64GetDatum(rows[i].next_offset)
+		};
+
+		(void) CatalogExecute(&query, values, NULL, 0);
+	}
+	CatalogLeave(&scope);
+}
+
+void
+CatalogRecordSeek(PipelineDefinition *def, const char *role, const char *position, Datum previous)
+{
+	static CatalogQuery count = {
+		.sql = "UPDATE hybridiot.pipeline_definition SET seeks = seeks + 1 WHERE id = $1 RETURNING seeks",
+		.nargs = 1,.argtypes = {INT4OID}
+	};
+	static CatalogQuery record = {
+		.sql = "INSERT INTO hybridiot.seek_record (pipeline, sought_by, position, previous) VALUES ($1, $2::name, $3, $4)",
+		.nargs = 4,.argtypes = {INT4OID, TEXTOID, TEXTOID, JSONBOID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {
+		Int32GetDatum(def->id), CStringGetTextDatum(role), CStringGetTextDatum(position), previous
+	};
+	bool		isnull;
+
+	CatalogEnter(&scope);
+	CatalogExecute(&record, values, previous == (Datum) 0 ? "   n" : NULL, 0);
+	if (CatalogExecute(&count, values, NULL, 0) == 1)
+		def->seeks = DatumGetInt32(CatalogColumn(0, 1, &isnull));
+	CatalogLeave(&scope);
+}
+
+bool
+CatalogMovePositions(const PipelineDefinition *def, const PositionMove *moves, int n)
+{
+	/* A pipeline may have been sent back to where it stood: the offset alone does not tell. */
 	static CatalogQuery update = {
 		.sql = "UPDATE hybridiot.pipeline_position SET next_offset = $5, end_offset = $6, stream_time = $7,"
 		" last_record_at = $8, idle = $9"
-		" WHERE pipeline = $1 AND topic = $2 AND partition = $3 AND next_offset = $4",
-		.nargs = 9,.argtypes = {INT4OID, TEXTOID, INT4OID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID}
-	};
-	static CatalogQuery insert = {
-		.sql = "INSERT INTO hybridiot.pipeline_position (pipeline, topic, partition, next_offset, end_offset,"
-		" stream_time, last_record_at, idle, stream)"
-		" VALUES ($1, $2, $3, $5, $6, $7, $8, $9, $4::regclass) ON CONFLICT DO NOTHING",
-		.nargs = 9,.argtypes = {INT4OID, TEXTOID, INT4OID, OIDOID, INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID}
+		" WHERE pipeline = $1 AND topic = $2 AND partition = $3 AND next_offset = $4"
+		" AND EXISTS (SELECT FROM hybridiot.pipeline_definition WHERE id = $1 AND seeks = $10)",
+		.nargs = 10,.argtypes = {INT4OID, TEXTOID, INT4OID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID, INT4OID}
 	};
 	CatalogScope scope;
 	bool		all = true;
@@ -561,14 +640,13 @@ CatalogMovePositions(int32 id, Oid stream, const PositionMove *moves, int n)
 	for (int i = 0; i < n && all; i++)
 	{
 		const PositionRow *row = &moves[i].row;
-		bool		fresh = moves[i].old_offset < 0;
-		Datum		values[9];
-		char		nulls[10] = "         ";
+		Datum		values[10];
+		char		nulls[11] = "          ";
 
-		values[0] = Int32GetDatum(id);
+		values[0] = Int32GetDatum(def->id);
 		values[1] = CStringGetTextDatum(row->topic);
 		values[2] = Int32GetDatum(row->partition);
-		values[3] = fresh ? ObjectIdGetDatum(stream) : Int64GetDatum(moves[i].old_offset);
+		values[3] = Int64GetDatum(moves[i].old_offset);
 		values[4] = Int64GetDatum(row->next_offset);
 		set_nullable(values, nulls, 5, Int64GetDatum(row->end_offset), row->end_offset < 0);
 		set_nullable(values, nulls, 6, TimestampTzGetDatum(row->stream_time),
@@ -576,7 +654,8 @@ CatalogMovePositions(int32 id, Oid stream, const PositionMove *moves, int n)
 		set_nullable(values, nulls, 7, TimestampTzGetDatum(row->last_record_at),
 					 row->last_record_at == DT_NOBEGIN);
 		values[8] = BoolGetDatum(row->idle);
-		all = CatalogExecute(fresh ? &insert : &update, values, nulls, 0) == 1;
+		values[9] = Int32GetDatum(def->seeks);
+		all = CatalogExecute(&update, values, nulls, 0) == 1;
 	}
 	CatalogLeave(&scope);
 	return all;

@@ -90,6 +90,7 @@ typedef struct PipelineDefinition
 	Oid			stream;			/* the foreign table it reads */
 	bool		enabled;
 	char	   *failure;		/* why it stopped itself; NULL: it did not */
+	int32		seeks;			/* how often its positions were set by hand */
 	PipelineOptions options;
 } PipelineDefinition;
 
@@ -109,7 +110,7 @@ typedef struct PositionRow
 typedef struct PositionMove
 {
 	PositionRow row;			/* what it becomes */
-	int64		old_offset;		/* what it must be now; -1: a new row */
+	int64		old_offset;		/* what it must be now */
 } PositionMove;
 
 extern PipelineDefinition *CatalogReadPipeline(int32 id, MemoryContext context);	/* NULL if gone */
@@ -126,8 +127,17 @@ extern void CatalogSetFailure(int32 id, const char *reason);
 extern PositionRow *CatalogReadPositions(int32 id, MemoryContext context, int *n);
 /* Positions, event time and groups: the pipeline begins anew at its start_at. */
 extern void CatalogForgetProgress(int32 id);
+/*
+ * Add positions (topic, partition, next_offset) to those that are there already, which stay as they are. False if
+ * the pipeline was sought meanwhile: the definition's count is compared and locked.
+ */
+extern bool CatalogAddPositions(const PipelineDefinition *def, const PositionRow *rows, int n);
+/* Set positions that are there to other offsets, with nothing known of what was read before them. */
+extern void CatalogResetPositions(int32 id, const PositionRow *rows, int n);
+/* Note that positions are set by hand, and by whom; previous: jsonb, or 0. Raises def->seeks. */
+extern void CatalogRecordSeek(PipelineDefinition *def, const char *role, const char *position, Datum previous);
 /* Compare-and-set all of them; false if one was not what it must be (nothing is said of the others: abort). */
-extern bool CatalogMovePositions(int32 id, Oid stream, const PositionMove *moves, int n);
+extern bool CatalogMovePositions(const PipelineDefinition *def, const PositionMove *moves, int n);
 
 /* Records set aside in a row, as the last commit of a worker of the pipeline left it. */
 extern int	CatalogReadErrorsInRow(int32 id, int member);
@@ -140,7 +150,7 @@ extern void CatalogWriteProgress(int32 id, TimestampTz watermark, TimestampTz cl
 /* Is there any server of the AMQP wrapper in this database? In a transaction. */
 extern bool CatalogHasAmqpServer(void);
 
-/* ids of all pipelines whose owner's rights the role has. */
+/* ids, in order, of all pipelines whose owner's rights the role has. */
 extern int32 *CatalogVisiblePipelines(Oid role, MemoryContext context, int *n);
 
 #endif							/* HYBRIDIOT_CATALOG_H */

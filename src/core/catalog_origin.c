@@ -81,11 +81,11 @@ CatalogHoldCopies(void)
 	CatalogLeave(&scope);
 }
 
-int32 *
-CatalogEnabledPipelines(MemoryContext context, char ***names, int *n)
+EnabledPipeline *
+CatalogEnabledPipelines(MemoryContext context, int *n)
 {
 	static CatalogQuery query = {
-		.sql = "SELECT d.id, d.name::text FROM hybridiot.pipeline_definition d"
+		.sql = "SELECT d.id, d.name::text, d.workers FROM hybridiot.pipeline_definition d"
 		" JOIN hybridiot.pipeline_origin o ON o.pipeline = d.id"
 		" WHERE d.enabled AND d.failure IS NULL AND " AT_HOME " ORDER BY d.id",
 		.nargs = IDENTITY_ARGS,.argtypes = {IDENTITY_TYPES}
@@ -93,22 +93,22 @@ CatalogEnabledPipelines(MemoryContext context, char ***names, int *n)
 	CatalogScope scope;
 	Datum		values[IDENTITY_ARGS];
 	char		nulls[IDENTITY_ARGS + 1] = "    ";
-	int32	   *ids;
+	EnabledPipeline *pipelines;
 
 	CatalogEnter(&scope);
 	CatalogIdentity(values, nulls);
 	*n = (int) CatalogExecute(&query, values, nulls, 0);
-	ids = MemoryContextAlloc(context, sizeof(int32) * (*n + 1));
-	*names = MemoryContextAlloc(context, sizeof(char *) * (*n + 1));
+	pipelines = MemoryContextAlloc(context, sizeof(EnabledPipeline) * (*n + 1));
 	for (int i = 0; i < *n; i++)
 	{
 		bool		isnull;
 
-		ids[i] = DatumGetInt32(CatalogColumn(i, 1, &isnull));
-		(*names)[i] = CatalogString(i, 2, context);
+		pipelines[i].id = DatumGetInt32(CatalogColumn(i, 1, &isnull));
+		pipelines[i].name = CatalogString(i, 2, context);
+		pipelines[i].workers = DatumGetInt32(CatalogColumn(i, 3, &isnull));
 	}
 	CatalogLeave(&scope);
-	return ids;
+	return pipelines;
 }
 
 void

@@ -24,8 +24,15 @@ extern void CatalogIdentity(Datum *values, char *nulls);
  * go on after a promotion. In a transaction of the manager, before it starts anything; says in the log what it held.
  */
 extern void CatalogHoldCopies(void);
-/* ids of pipelines a manager should have running: enabled, not failed, and at home here. */
-extern int32 *CatalogEnabledPipelines(MemoryContext context, char ***names, int *n);
+/* A pipeline that a manager should have running: enabled, not failed, and at home here. */
+typedef struct EnabledPipeline
+{
+	int32		id;
+	char	   *name;
+	int			workers;
+} EnabledPipeline;
+
+extern EnabledPipeline *CatalogEnabledPipelines(MemoryContext context, int *n);
 
 /* This is where the pipeline runs from now on: it was created or resumed here. */
 extern void CatalogTakeOrigin(int32 id);

@@ -158,7 +158,8 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, voi
 		else
 			WakeAtCommit(WAKE_LAUNCHER);
 	}
-	else if (classId == ForeignServerRelationId || classId == UserMappingRelationId)
+	else if (classId == ForeignServerRelationId || classId == UserMappingRelationId ||
+			 classId == ForeignTableRelationId)
 		WakeAtCommit(WAKE_RELOAD);
 	else if (classId == RelationRelationId && is_foreign_table(objectId))
 		WakeAtCommit(WAKE_RELOAD);

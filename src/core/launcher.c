@@ -255,7 +255,7 @@ forget_databases(List *databases)
 static bool
 keep_manager(KnownDatabase *entry, bool all, int64 now, long *nap)
 {
-	WorkerSlot *slot = SlotFind(WORKER_MANAGER, entry->database, 0);
+	WorkerSlot *slot = SlotFind(WORKER_MANAGER, entry->database, 0, 0);
 
 	if (slot)
 	{
@@ -271,7 +271,7 @@ keep_manager(KnownDatabase *entry, bool all, int64 now, long *nap)
 		*nap = Min(*nap, (long) (entry->not_before_ms - now) + 1);
 		return true;
 	}
-	slot = SlotTake(WORKER_MANAGER, entry->database, 0, "");
+	slot = SlotTake(WORKER_MANAGER, entry->database, 0, 0, "");
 	if (slot == NULL)
 		return false;
 	if (!WorkerLaunch(slot, "ManagerMain", "hybridiot manager"))

@@ -72,12 +72,22 @@ stop_all(void)
 	LWLockRelease(Shared->lock);
 }
 
+/* Does somebody run this pipeline with run_pipeline(), all partitions of it? Caller holds the lock. */
+static bool
+session_has_pipeline(int32 pipeline)
+{
+	for (int i = 0; i < Shared->nslots; i++)
+		if (SlotOfPipeline(&Shared->slots[i], MyDatabaseId, pipeline) && Shared->slots[i].session)
+			return true;
+	return false;
+}
+
 /*
  * Start a worker if it is not there and its back-off has passed. Returns
  * milliseconds until it should be looked at again.
  */
 static long
-keep_running(WorkerKind kind, int32 object, const char *name,
+keep_running(WorkerKind kind, int32 object, int32 member, const char *name,
 			 const char *function, const char *type)
 {
 	int64		now = ClockMonotonicMs();
@@ -85,7 +95,9 @@ keep_running(WorkerKind kind, int32 object, const char *name,
 	long		nap = MANAGER_NAP_MS;
 
 	LWLockAcquire(Shared->lock, LW_EXCLUSIVE);
-	slot = DatabaseIsHeld(MyDatabaseId) ? NULL : SlotTake(kind, MyDatabaseId, object, name);
+	/* A session that runs the pipeline has all its partitions. */
+	slot = DatabaseIsHeld(MyDatabaseId) || (kind == WORKER_PIPELINE && session_has_pipeline(object)) ? NULL :
+		SlotTake(kind, MyDatabaseId, object, member, name);
 	if (slot == NULL)
 		nap = QUEUE_NAP_MS;
 	else if (slot->pid != 0)
@@ -115,7 +127,7 @@ keep_running(WorkerKind kind, int32 object, const char *name,
 
 /* Stop workers of pipelines that are not to run, free slots of those that are gone. */
 static void
-stop_others(const int32 *wanted, int nwanted, bool want_amqp)
+stop_others(const EnabledPipeline *wanted, int nwanted, bool want_amqp)
 {
 	LWLockAcquire(Shared->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < Shared->nslots; i++)
@@ -128,7 +140,7 @@ stop_others(const int32 *wanted, int nwanted, bool want_amqp)
 		if (slot->kind == WORKER_PIPELINE)
 		{
 			for (int k = 0; k < nwanted && !keep; k++)
-				keep = wanted[k] == slot->object;
+				keep = wanted[k].id == slot->object && slot->member < wanted[k].workers;
 		}
 		else if (slot->kind == WORKER_AMQP)
 			keep = want_amqp;
@@ -161,9 +173,9 @@ extension_fits(void)
 static bool
 manage(MemoryContext context, long *nap)
 {
-	int32	   *ids = NULL;
-	char	  **names = NULL;
+	EnabledPipeline *pipelines = NULL;
 	int			n = 0;
+	int			most = 0;
 	bool		want_amqp = false;
 	bool		present;
 
@@ -172,7 +184,7 @@ manage(MemoryContext context, long *nap)
 	if (present)
 	{
 		CatalogHoldCopies();
-		ids = CatalogEnabledPipelines(context, &names, &n);
+		pipelines = CatalogEnabledPipelines(context, &n);
 		want_amqp = CatalogHasAmqpServer();
 	}
 	WorkerCommit();
@@ -180,12 +192,18 @@ manage(MemoryContext context, long *nap)
 		return false;
 
 	*nap = MANAGER_NAP_MS;
-	stop_others(ids, n, want_amqp);
+	stop_others(pipelines, n, want_amqp);
 	for (int i = 0; i < n; i++)
-		*nap = Min(*nap, keep_running(WORKER_PIPELINE, ids[i], names[i],
-									  "PipelineWorkerMain", "hybridiot pipeline"));
+		most = Max(most, pipelines[i].workers);
+
+	/* Each pipeline gets its first worker before any gets a second. */
+	for (int member = 0; member < most; member++)
+		for (int i = 0; i < n; i++)
+			if (member < pipelines[i].workers)
+				*nap = Min(*nap, keep_running(WORKER_PIPELINE, pipelines[i].id, member, pipelines[i].name,
+											  "PipelineWorkerMain", "hybridiot pipeline"));
 	if (want_amqp)
-		*nap = Min(*nap, keep_running(WORKER_AMQP, 0, "",
+		*nap = Min(*nap, keep_running(WORKER_AMQP, 0, 0, "",
 									  "CommandWorkerMain", "hybridiot amqp"));
 	return true;
 }

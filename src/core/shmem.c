@@ -127,7 +127,7 @@ ShmemRequire(const char *what)
 }
 
 WorkerSlot *
-SlotFind(WorkerKind kind, Oid database, int32 object)
+SlotFind(WorkerKind kind, Oid database, int32 object, int32 member)
 {
 	if (Shared == NULL)
 		return NULL;
@@ -135,10 +135,17 @@ SlotFind(WorkerKind kind, Oid database, int32 object)
 	{
 		WorkerSlot *slot = &Shared->slots[i];
 
-		if (slot->kind == kind && slot->database == database && slot->object == object)
+		if (slot->kind == kind && slot->database == database && slot->object == object &&
+			slot->member == member)
 			return slot;
 	}
 	return NULL;
+}
+
+bool
+SlotOfPipeline(const WorkerSlot *slot, Oid database, int32 pipeline)
+{
+	return slot->kind == WORKER_PIPELINE && slot->database == database && slot->object == pipeline;
 }
 
 static void
@@ -174,9 +181,9 @@ slot_reset(WorkerSlot *slot)
 }
 
 WorkerSlot *
-SlotTake(WorkerKind kind, Oid database, int32 object, const char *name)
+SlotTake(WorkerKind kind, Oid database, int32 object, int32 member, const char *name)
 {
-	WorkerSlot *slot = SlotFind(kind, database, object);
+	WorkerSlot *slot = SlotFind(kind, database, object, member);
 	int			first = kind == WORKER_MANAGER ? 0 : Shared->nmanagers;
 	int			last = kind == WORKER_MANAGER ? Shared->nmanagers : Shared->nslots;
 
@@ -199,13 +206,14 @@ SlotTake(WorkerKind kind, Oid database, int32 object, const char *name)
 	if (slot == NULL)
 		return NULL;
 
-	if (slot->kind != kind || slot->database != database || slot->object != object)
+	if (slot->kind != kind || slot->database != database || slot->object != object || slot->member != member)
 	{
 		slot_reset(slot);
 		slot->generation++;
 		slot->kind = kind;
 		slot->database = database;
 		slot->object = object;
+		slot->member = member;
 	}
 	namestrcpy(&slot->name, name);
 	return slot;
@@ -221,6 +229,7 @@ SlotFree(WorkerSlot *slot)
 	slot->kind = WORKER_NONE;
 	slot->database = InvalidOid;
 	slot->object = 0;
+	slot->member = 0;
 }
 
 void
@@ -252,7 +261,7 @@ SlotIsInQueue(const WorkerSlot *slot)
 	if (slot->kind == WORKER_NONE || slot->pid != 0 || slot->state != WORKER_WAITING ||
 		slot->waiting_ms == 0 || DatabaseIsHeld(slot->database))
 		return false;
-	manager = SlotFind(WORKER_MANAGER, slot->database, 0);
+	manager = SlotFind(WORKER_MANAGER, slot->database, 0, 0);
 	return manager != NULL && manager->pid != 0;
 }
 
@@ -269,22 +278,23 @@ WakeQueue(void)
 		if (SlotIsInQueue(slot) && (first == NULL || slot->waiting_ms < first->waiting_ms))
 			first = slot;
 	}
-	manager = first ? SlotFind(WORKER_MANAGER, first->database, 0) : NULL;
+	manager = first ? SlotFind(WORKER_MANAGER, first->database, 0, 0) : NULL;
 	if (manager)
 		SlotWake(manager, &manager->reload);
 }
 
 void
-SlotForgetBackoff(WorkerKind kind, Oid database, int32 object)
+SlotForgetBackoff(int32 pipeline)
 {
-	WorkerSlot *slot;
-
 	if (Shared == NULL)
 		return;
 	LWLockAcquire(Shared->lock, LW_EXCLUSIVE);
-	slot = SlotFind(kind, database, object);
-	if (slot)
+	for (int i = 0; i < Shared->nslots; i++)
 	{
+		WorkerSlot *slot = &Shared->slots[i];
+
+		if (!SlotOfPipeline(slot, MyDatabaseId, pipeline))
+			continue;
 		slot->backoff_ms = 0;
 		slot->not_before_ms = 0;
 	}

@@ -37,7 +37,7 @@ typedef enum WorkerState
 } WorkerState;
 
 /*
- * One process of ours, or the place it left. kind, database, object and name
+ * One process of ours, or the place it left. kind, database, object, member and name
  * change under SharedState->lock, held exclusively; strings and times under the slot's
  * mutex; the rest is atomic.
  */
@@ -47,6 +47,7 @@ typedef struct WorkerSlot
 	WorkerKind	kind;
 	Oid			database;
 	int32		object;			/* id of the pipeline; 0 for others */
+	int32		member;			/* which of its workers, from 0; 0 for others */
 	NameData	name;			/* of the pipeline */
 	pid_t		pid;			/* 0: nobody */
 	Latch	   *latch;			/* of that process */
@@ -116,12 +117,14 @@ extern void ShmemRequire(const char *what);
  * Find a slot, under the lock or not (a slot that is found may change
  * unless the lock is held). NULL if there is none.
  */
-extern WorkerSlot *SlotFind(WorkerKind kind, Oid database, int32 object);
+extern WorkerSlot *SlotFind(WorkerKind kind, Oid database, int32 object, int32 member);
 /*
  * Find or take a slot; NULL when all are taken by somebody who runs or waits. One that only keeps counters is given
  * to another, the one that may start first. Caller holds the lock exclusively.
  */
-extern WorkerSlot *SlotTake(WorkerKind kind, Oid database, int32 object, const char *name);
+extern WorkerSlot *SlotTake(WorkerKind kind, Oid database, int32 object, int32 member, const char *name);
+/* Is this a slot of that pipeline, whichever of its workers has it? */
+extern bool SlotOfPipeline(const WorkerSlot *slot, Oid database, int32 pipeline);
 /* Free all slots of a database that nobody sits in. Caller holds the lock exclusively. */
 extern void SlotFreeDatabase(Oid database);
 /* Give a slot back. Caller holds the lock exclusively. */
@@ -131,8 +134,8 @@ extern void SlotSetState(WorkerSlot *slot, WorkerState state, const char *reason
 extern bool SlotIsInQueue(const WorkerSlot *slot);
 /* There may be a free process: wake the manager of the worker that has waited longest. Caller holds the lock. */
 extern void WakeQueue(void);
-/* Let its worker start again at once, if there is such a slot: somebody did something about it. */
-extern void SlotForgetBackoff(WorkerKind kind, Oid database, int32 object);
+/* Let workers of this database's pipeline start again at once: somebody did something about it. */
+extern void SlotForgetBackoff(int32 pipeline);
 extern void SlotSetError(WorkerSlot *slot, const char *message);
 /* Set the latch of whoever is in the slot, after setting the flag. */
 extern void SlotWake(WorkerSlot *slot, pg_atomic_uint32 *flag);

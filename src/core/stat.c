@@ -76,6 +76,7 @@ typedef struct SlotCopy
 {
 	pid_t		pid;
 	bool		session;
+	bool		stop;
 	WorkerState state;
 	TimestampTz started_at;
 	TimestampTz last_error_at;
@@ -91,6 +92,7 @@ copy_slot(WorkerSlot *slot, SlotCopy *copy)
 	SpinLockAcquire(&slot->mutex);
 	copy->pid = slot->pid;
 	copy->session = slot->session;
+	copy->stop = slot->stop;
 	copy->state = slot->state;
 	copy->started_at = slot->started_at;
 	copy->last_error_at = slot->last_error_at;
@@ -105,7 +107,7 @@ copy_slot(WorkerSlot *slot, SlotCopy *copy)
 static const char *
 no_slot(void)
 {
-	WorkerSlot *manager = SlotFind(WORKER_MANAGER, MyDatabaseId, 0);
+	WorkerSlot *manager = SlotFind(WORKER_MANAGER, MyDatabaseId, 0, 0);
 
 	if (manager == NULL)
 		return Shared->managers_wait ?
@@ -116,12 +118,81 @@ no_slot(void)
 	return "all worker slots are taken by others; raise hybridiot.max_workers and restart the server";
 }
 
+/* What all workers of a pipeline do and counted. */
+typedef struct PipelineStat
+{
+	int			nslots;
+	SlotCopy	shown;			/* of the one that is worst off */
+	uint64		records;
+	uint64		rows;
+	uint64		dead_letters;
+	uint64		late;
+	uint64		batches;
+	uint64		retries;
+	uint64		last_commit_at;
+} PipelineStat;
+
+/* Of several workers the view shows the one that is worst off. */
+static int
+severity(const SlotCopy *copy)
+{
+	switch (copy->state)
+	{
+		case WORKER_WAITING:
+			return 5;
+		case WORKER_RETRYING:
+			return 4;
+		case WORKER_STOPPED:
+			/* One that is not to run any more says nothing. */
+			return copy->stop ? 0 : copy->last_error[0] ? 3 : 2;
+		case WORKER_STARTING:
+			return 2;
+		case WORKER_RUNNING:
+			return 1;
+	}
+	pg_unreachable();
+}
+
+static void
+add_slot(PipelineStat *stat, WorkerSlot *slot)
+{
+	SlotCopy	copy;
+	SlotCopy   *shown = &stat->shown;
+
+	copy_slot(slot, &copy);
+	if (stat->nslots++ == 0)
+		*shown = copy;
+	else
+	{
+		SlotCopy	other = *shown;
+
+		if (severity(&copy) > severity(shown))
+			*shown = copy;
+		else
+			other = copy;
+		shown->restarts += other.restarts;
+		shown->stats_reset = Min(shown->stats_reset, other.stats_reset);
+		if (other.last_error_at > shown->last_error_at)
+		{
+			shown->last_error_at = other.last_error_at;
+			strlcpy(shown->last_error, other.last_error, HYBRIDIOT_REASON_LEN);
+		}
+	}
+	stat->records += pg_atomic_read_u64(&slot->records);
+	stat->rows += pg_atomic_read_u64(&slot->rows);
+	stat->dead_letters += pg_atomic_read_u64(&slot->dead_letters);
+	stat->late += pg_atomic_read_u64(&slot->late);
+	stat->batches += pg_atomic_read_u64(&slot->batches);
+	stat->retries += pg_atomic_read_u64(&slot->retries);
+	stat->last_commit_at = Max(stat->last_commit_at, pg_atomic_read_u64(&slot->last_commit_at));
+}
+
 PG_FUNCTION_INFO_V1(hybridiot_pipeline_slots);
 
 /*
- * pipeline_slots() returns a row per pipeline slot of this database: what the
- * worker does and what it counted; and one for each pipeline that is without because slots ran
- * out. Callers see only what CatalogVisiblePipelines() lists.
+ * pipeline_slots() returns a row per pipeline of this database that has a slot: what its workers do and what they
+ * counted together; and one for each pipeline that is without because slots ran out. Callers see only what
+ * CatalogVisiblePipelines() lists.
  */
 Datum
 hybridiot_pipeline_slots(PG_FUNCTION_ARGS)
@@ -137,18 +208,18 @@ hybridiot_pipeline_slots(PG_FUNCTION_ARGS)
 	ids = CatalogVisiblePipelines(GetUserId(), CurrentMemoryContext, &n);
 	for (int i = 0; i < n; i++)
 	{
-		WorkerSlot *slot;
-		SlotCopy	copy;
+		PipelineStat stat = {0};
+		SlotCopy   *shown = &stat.shown;
 		const char *missing = NULL;
 		Datum		values[16];
 		bool		nulls[16] = {0};
 		int			c = 0;
 
 		LWLockAcquire(Shared->lock, LW_SHARED);
-		slot = SlotFind(WORKER_PIPELINE, MyDatabaseId, ids[i]);
-		if (slot)
-			copy_slot(slot, &copy);
-		else
+		for (int k = 0; k < Shared->nslots; k++)
+			if (SlotOfPipeline(&Shared->slots[k], MyDatabaseId, ids[i]))
+				add_slot(&stat, &Shared->slots[k]);
+		if (stat.nslots == 0)
 			missing = no_slot();
 		LWLockRelease(Shared->lock);
 		if (missing)
@@ -160,60 +231,84 @@ hybridiot_pipeline_slots(PG_FUNCTION_ARGS)
 			set_text(values, nulls, 3, missing);
 			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 		}
-		if (slot == NULL)
+		if (stat.nslots == 0)
 			continue;
 
 		values[c++] = Int32GetDatum(ids[i]);
-		values[c] = Int32GetDatum(copy.pid);
-		nulls[c++] = copy.pid == 0 || copy.session;
-		set_text(values, nulls, c++, worker_state_name(copy.state));
-		set_text(values, nulls, c++, copy.reason);
-		set_time(values, nulls, c++, copy.started_at);
-		values[c++] = Int32GetDatum(copy.restarts);
-		values[c++] = Int64GetDatum(pg_atomic_read_u64(&slot->records));
-		values[c++] = Int64GetDatum(pg_atomic_read_u64(&slot->rows));
-		values[c++] = Int64GetDatum(pg_atomic_read_u64(&slot->dead_letters));
-		values[c++] = Int64GetDatum(pg_atomic_read_u64(&slot->late));
-		values[c++] = Int64GetDatum(pg_atomic_read_u64(&slot->batches));
-		values[c++] = Int64GetDatum(pg_atomic_read_u64(&slot->retries));
-		set_time(values, nulls, c++, (TimestampTz) pg_atomic_read_u64(&slot->last_commit_at));
-		set_text(values, nulls, c++, copy.last_error);
-		set_time(values, nulls, c++, copy.last_error_at);
-		set_time(values, nulls, c++, copy.stats_reset);
+		values[c] = Int32GetDatum(shown->pid);
+		nulls[c++] = shown->pid == 0 || shown->session;
+		set_text(values, nulls, c++, worker_state_name(shown->state));
+		set_text(values, nulls, c++, shown->reason);
+		set_time(values, nulls, c++, shown->started_at);
+		values[c++] = Int32GetDatum(shown->restarts);
+		values[c++] = Int64GetDatum(stat.records);
+		values[c++] = Int64GetDatum(stat.rows);
+		values[c++] = Int64GetDatum(stat.dead_letters);
+		values[c++] = Int64GetDatum(stat.late);
+		values[c++] = Int64GetDatum(stat.batches);
+		values[c++] = Int64GetDatum(stat.retries);
+		set_time(values, nulls, c++, (TimestampTz) stat.last_commit_at);
+		set_text(values, nulls, c++, shown->last_error);
+		set_time(values, nulls, c++, shown->last_error_at);
+		set_time(values, nulls, c++, shown->stats_reset);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;
 }
 
+static int
+compare_ids(const void *a, const void *b)
+{
+	int32		one = *(const int32 *) a;
+	int32		two = *(const int32 *) b;
+
+	return one < two ? -1 : one > two;
+}
+
 PG_FUNCTION_INFO_V1(hybridiot_worker_slots);
 
-/* worker_slots() returns the manager and the AMQP worker of this database, if they run. */
+/*
+ * worker_slots() returns the workers of this database that run, with the id of their pipeline, which must be
+ * one that CatalogVisiblePipelines() lists.
+ */
 Datum
 hybridiot_worker_slots(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	bool		with_pipeline;
+	int32	   *ids;
+	int			n;
 
 	InitMaterializedSRF(fcinfo, 0);
 	if (Shared == NULL)
 		return (Datum) 0;
+	ids = CatalogVisiblePipelines(GetUserId(), CurrentMemoryContext, &n);
 
+	/* The function of 0.1.0 has no column for the pipeline, and told of others only. */
+	with_pipeline = rsinfo->setDesc->natts > 5;
 	for (int i = 0; i < Shared->nslots; i++)
 	{
 		WorkerSlot *slot = &Shared->slots[i];
 		WorkerKind	kind = slot->kind;
 		SlotCopy	copy;
-		Datum		values[5];
-		bool		nulls[5] = {0};
+		Datum		values[6];
+		bool		nulls[6] = {0};
 
-		if (slot->database != MyDatabaseId || (kind != WORKER_MANAGER && kind != WORKER_AMQP))
+		if (slot->database != MyDatabaseId || kind == WORKER_NONE)
+			continue;
+		if (kind == WORKER_PIPELINE &&
+			(!with_pipeline || !bsearch(&slot->object, ids, n, sizeof(int32), compare_ids)))
 			continue;
 		copy_slot(slot, &copy);
+		if (copy.pid == 0 || copy.session)
+			continue;
 		values[0] = Int32GetDatum(copy.pid);
-		nulls[0] = copy.pid == 0;
 		set_text(values, nulls, 1, worker_kind_name(kind));
 		set_text(values, nulls, 2, worker_state_name(copy.state));
 		set_time(values, nulls, 3, copy.started_at);
 		values[4] = Int32GetDatum(copy.restarts);
+		values[5] = Int32GetDatum(slot->object);
+		nulls[5] = kind != WORKER_PIPELINE;
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}
 	return (Datum) 0;

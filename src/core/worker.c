@@ -55,7 +55,7 @@ worker_exit(int code, Datum arg)
 	if (again)
 		slot->not_before_ms = 0;
 	SpinLockRelease(&slot->mutex);
-	manager = slot->kind == WORKER_MANAGER ? NULL : SlotFind(WORKER_MANAGER, database, 0);
+	manager = slot->kind == WORKER_MANAGER ? NULL : SlotFind(WORKER_MANAGER, database, 0, 0);
 	if (manager)
 	{
 		SlotWake(manager, &manager->reload);

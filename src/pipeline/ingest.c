@@ -689,7 +689,7 @@ open_for_worker(void)
 	Pipeline   *pipeline;
 
 	WorkerBegin("opening");
-	pipeline = OidIsValid(CatalogExtension()) ? PipelineOpen(MyWorkerSlot->object, false) : NULL;
+	pipeline = OidIsValid(CatalogExtension()) ? PipelineOpen(MyWorkerSlot->object, false, MyWorkerSlot->member) : NULL;
 	WorkerCommit();
 	return pipeline;
 }
@@ -915,6 +915,37 @@ end_session_run(int code, Datum arg)
 	WakeNow(MyDatabaseId, WAKE_RELOAD);
 }
 
+/*
+ * Take the slot of a pipeline's first worker, if none of its slots is in use: workers on their way here will leave,
+ * and the manager starts no other. Caller holds the lock. 53000 when there is no slot to be had.
+ */
+static bool
+try_slot(const PipelineDefinition *def)
+{
+	WorkerSlot *slot;
+
+	for (int i = 0; i < Shared->nslots; i++)
+		if (SlotOfPipeline(&Shared->slots[i], MyDatabaseId, def->id) && Shared->slots[i].pid != 0)
+			return false;
+	slot = SlotTake(WORKER_PIPELINE, MyDatabaseId, def->id, 0, def->name);
+	if (slot == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("no worker slot is free for pipeline \"%s\"", def->name),
+				 errhint("Raise hybridiot.max_workers and restart the server.")));
+	for (int i = 0; i < Shared->nslots; i++)
+		if (SlotOfPipeline(&Shared->slots[i], MyDatabaseId, def->id))
+			Shared->slots[i].generation++;
+	SpinLockAcquire(&slot->mutex);
+	slot->pid = MyProcPid;
+	slot->latch = MyLatch;
+	slot->session = true;
+	slot->state = WORKER_RUNNING;
+	SpinLockRelease(&slot->mutex);
+	MyWorkerSlot = slot;
+	return true;
+}
+
 /* Keep workers and other sessions off this pipeline; 55006 if one is there. */
 static void
 claim_slot(const PipelineDefinition *def)
@@ -925,31 +956,13 @@ claim_slot(const PipelineDefinition *def)
 		return;
 	for (;;)
 	{
-		WorkerSlot *slot;
 		bool		taken;
 
 		LWLockAcquire(Shared->lock, LW_EXCLUSIVE);
-		slot = SlotTake(WORKER_PIPELINE, MyDatabaseId, def->id, def->name);
-		taken = slot && slot->pid == 0;
-		if (taken)
-		{
-			slot->generation++;	/* a worker on its way here will leave */
-			SpinLockAcquire(&slot->mutex);
-			slot->pid = MyProcPid;
-			slot->latch = MyLatch;
-			slot->session = true;
-			slot->state = WORKER_RUNNING;
-			SpinLockRelease(&slot->mutex);
-			MyWorkerSlot = slot;
-		}
+		taken = try_slot(def);
 		LWLockRelease(Shared->lock);
 		if (taken)
 			return;
-		if (slot == NULL)
-			ereport(ERROR,
-					(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
-					 errmsg("no worker slot is free for pipeline \"%s\"", def->name),
-					 errhint("Raise hybridiot.max_workers and restart the server.")));
 		if (def->enabled || ClockMonotonicMs() > end)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_IN_USE),
@@ -978,7 +991,7 @@ PipelineRunInSession(const PipelineDefinition *def, int64 max_records, Timestamp
 	claim_slot(def);
 	PG_ENSURE_ERROR_CLEANUP(end_session_run, (Datum) 0);
 	{
-		Pipeline   *pipeline = session_pipeline = PipelineOpen(def->id, true);
+		Pipeline   *pipeline = session_pipeline = PipelineOpen(def->id, true, 0);
 
 		if (pipeline != NULL)
 		{

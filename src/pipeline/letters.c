@@ -299,7 +299,7 @@ retry_dead_letters(const PipelineDefinition *def, TimestampTz since)
 				 errhint("Type a statement over hybridiot.dead_letter, or set the pipeline back to an earlier start.")));
 	PG_TRY();
 	{
-		pipeline = PipelineOpen(def->id, true);
+		pipeline = PipelineOpen(def->id, true, 0);
 		if (pipeline != NULL)
 			passed = retry_all(pipeline, since);
 	}

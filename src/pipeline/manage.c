@@ -8,6 +8,7 @@
 #include "catalog/pg_authid.h"
 #include "executor/spi.h"
 #include "fmgr.h"
+#include "foreign/foreign.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -19,9 +20,11 @@
 #include "core/options.h"
 #include "pipeline/pipeline.h"
 #include "pipeline/rollup.h"
+#include "pipeline/seek.h"
 #include "pipeline/start.h"
 
 #define MAX_BATCH_ROWS 1000000
+#define MAX_WORKERS 256
 
 /* Arguments of create_pipeline and alter_pipeline, in their common order. */
 enum
@@ -102,7 +105,7 @@ set_options(FunctionCallInfo fcinfo, PipelineOptions *options)
 	set_count(fcinfo, ARG_BATCH_ROWS, "batch_rows", 1, MAX_BATCH_ROWS, &options->batch_rows);
 	set_interval(fcinfo, ARG_BATCH_DELAY, "batch_delay", &options->batch_delay_us);
 	set_interval(fcinfo, ARG_CHECKPOINT_INTERVAL, "checkpoint_interval", &options->checkpoint_us);
-	set_count(fcinfo, ARG_WORKERS, "workers", 1, PG_INT32_MAX, &options->workers);
+	set_count(fcinfo, ARG_WORKERS, "workers", 1, MAX_WORKERS, &options->workers);
 	set_count(fcinfo, ARG_MAX_GROUPS, "max_groups", 1, PG_INT32_MAX, &options->max_groups);
 	set_count(fcinfo, ARG_MAX_ERRORS, "max_errors", 0, PG_INT32_MAX, &options->max_errors);
 	options->stop_on_error = get_word(fcinfo, ARG_ON_ERROR, "on_error", "dead_letter", "stop",
@@ -116,8 +119,6 @@ set_options(FunctionCallInfo fcinfo, PipelineOptions *options)
 			options->notify = NULL;
 	}
 
-	if (options->workers != 1)
-		not_yet("workers", "1");
 	if (options->keep_closed_us != 0)
 		not_yet("keep_closed", "'0'");
 }
@@ -151,6 +152,12 @@ take_statement(PipelineDefinition *def, Statement *statement)
 	check_by_explaining(statement->qualified, def->owner);
 	if (statement->kind == PIPELINE_WINDOWED)
 		RollupCheck(statement, &def->options, def->owner);
+	if (statement->kind == PIPELINE_WINDOWED && def->options.workers > 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("a windowed pipeline has one worker"),
+				 errdetail("Its windows hold records of all partitions."),
+				 errhint("Leave \"workers\" at 1.")));
 	def->kind = statement->kind;
 	def->query = statement->qualified;
 	def->stream = statement->stream;
@@ -242,6 +249,14 @@ hybridiot_create_pipeline(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+/* Do offsets of the one stream mean anything for the other? One that is gone does not object. */
+static bool
+same_server(Oid one, Oid other)
+{
+	return one == other || StreamWrapper(one) == NULL ||
+		GetForeignTable(one)->serverid == GetForeignTable(other)->serverid;
+}
+
 PG_FUNCTION_INFO_V1(hybridiot_alter_pipeline);
 
 /* alter_pipeline(name, options..., owner): NULL means unchanged */
@@ -250,6 +265,7 @@ hybridiot_alter_pipeline(PG_FUNCTION_ARGS)
 {
 	PipelineDefinition *def = PipelineOfCaller(fcinfo);
 	Statement  *statement;
+	Oid			stream;
 	bool		windowed = def->kind == PIPELINE_WINDOWED;
 	bool		retyped = !PG_ARGISNULL(ARG_STATEMENT);
 	bool		restarted = !PG_ARGISNULL(ARG_START_AT);
@@ -275,6 +291,7 @@ hybridiot_alter_pipeline(PG_FUNCTION_ARGS)
 		def->owner_name = GetUserNameFromId(owner, false);
 	}
 
+	stream = def->stream;
 	if (retyped)
 	{
 		def->statement = text_to_cstring(PG_GETARG_TEXT_PP(ARG_STATEMENT));
@@ -288,13 +305,19 @@ hybridiot_alter_pipeline(PG_FUNCTION_ARGS)
 	else
 		statement = StatementReanalyze(def->query);
 	take_statement(def, statement);
+	if (!restarted && !same_server(stream, def->stream))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("a stream of another server needs \"start_at\""),
+				 errdetail("Offsets of one server mean nothing to another."),
+				 errhint("Say where to begin there.")));
 
 	CatalogUpdatePipeline(def);
 	if (retyped)
 		CatalogSetCommanding(def->id, StatementCommands(statement));
-	SlotForgetBackoff(WORKER_PIPELINE, MyDatabaseId, def->id);
+	SlotForgetBackoff(def->id);
 	if (restarted)
-		CatalogForgetProgress(def->id);
+		PipelineRestart(def);
 	WakeAtCommit(WAKE_RELOAD);
 	PG_RETURN_VOID();
 }
@@ -337,7 +360,7 @@ hybridiot_resume_pipeline(PG_FUNCTION_ARGS)
 
 	CatalogSetEnabled(def->id, true);
 	CatalogTakeOrigin(def->id);
-	SlotForgetBackoff(WORKER_PIPELINE, MyDatabaseId, def->id);
+	SlotForgetBackoff(def->id);
 	WakeAtCommit(WAKE_RELOAD);
 	PG_RETURN_VOID();
 }
@@ -352,7 +375,7 @@ hybridiot_resume_all(PG_FUNCTION_ARGS)
 	int			n = CatalogResumeAll(GetUserId(), &ids);
 
 	for (int i = 0; i < n; i++)
-		SlotForgetBackoff(WORKER_PIPELINE, MyDatabaseId, ids[i]);
+		SlotForgetBackoff(ids[i]);
 	WakeAtCommit(WAKE_RELOAD);
 	PG_RETURN_INT32(n);
 }

@@ -35,6 +35,7 @@
 #include "pipeline/pipeline.h"
 #include "pipeline/rollup.h"
 #include "pipeline/start.h"
+#include "pipeline/window.h"
 
 /* How long a worker asks brokers before it backs off. */
 #define CONNECT_TIMEOUT_MS 5000
@@ -57,7 +58,7 @@ PartitionState *
 PipelinePartition(Pipeline *pipeline, const Record *record)
 {
 	PartitionState *part =
-		&pipeline->parts[pipeline->topic_base[record->topic] + record->partition];
+		&pipeline->parts[pipeline->place[pipeline->topic_base[record->topic] + record->partition]];
 
 	Assert(part->topic == record->topic && part->partition == record->partition);
 	return part;
@@ -93,8 +94,8 @@ make_signature(const PipelineDefinition *def)
 	TupleDesc	desc = RelationGetDescr(rel);
 
 	initStringInfo(&text);
-	appendStringInfo(&text, "%u %d %d %s|%s|" INT64_FORMAT " %d " INT64_FORMAT " %d " INT64_FORMAT " " INT64_FORMAT " %d %d %d %s",
-					 def->owner, def->kind, def->enabled, def->query, o->start_at, o->lateness_us, o->emit_changes,
+	appendStringInfo(&text, "%u %d %d %d %d %s|%s|" INT64_FORMAT " %d " INT64_FORMAT " %d " INT64_FORMAT " " INT64_FORMAT " %d %d %d %s",
+					 def->owner, def->kind, def->enabled, def->seeks, o->workers, def->query, o->start_at, o->lateness_us, o->emit_changes,
 					 o->idle_timeout_us, o->batch_rows, o->batch_delay_us, o->checkpoint_us,
 					 o->max_groups, o->max_errors, o->stop_on_error, o->notify ? o->notify : "");
 	append_options(&text, table->options);
@@ -146,7 +147,7 @@ prepare_statement(Pipeline *pipeline)
 }
 
 Pipeline *
-PipelineOpen(int32 id, bool in_session)
+PipelineOpen(int32 id, bool in_session, int member)
 {
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "hybridiot pipeline",
 												  ALLOCSET_DEFAULT_SIZES);
@@ -168,6 +169,8 @@ PipelineOpen(int32 id, bool in_session)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("the stream of pipeline \"%s\" does not exist any more", pipeline->def->name)));
+	pipeline->member = member;
+	pipeline->members = in_session ? 1 : pipeline->def->options.workers;
 	pipeline->signature = make_signature(pipeline->def);
 	pipeline->stream = StreamOpen(pipeline->def->stream, pipeline->def->owner);
 	pipeline->batch = BatchCreate(pipeline->stream, pipeline->def->options.batch_rows);
@@ -176,7 +179,7 @@ PipelineOpen(int32 id, bool in_session)
 	pipeline->checkpoint_at = pipeline->opened_at;
 	pipeline->failure_gap = PG_INT32_MAX;
 	pipeline->errors_in_row = pipeline->errors_stored = pipeline->errors_at_checkpoint =
-		CatalogReadErrorsInRow(id, 0);
+		CatalogReadErrorsInRow(id, member);
 
 	statement = StatementReanalyze(pipeline->def->query);
 	pipeline->is_merge = statement->merges;
@@ -189,6 +192,8 @@ PipelineOpen(int32 id, bool in_session)
 		if (!pipeline->stream->compacted)
 			pipeline->latest = LatestCreate(pipeline->batch->capacity);
 	}
+	else
+		pipeline->reach_us = RollupReach(statement, pipeline->def);
 	MemoryContextSwitchTo(old);
 
 	/* Until here an error would have freed it with the transaction. */
@@ -220,34 +225,6 @@ find_stored(const PositionRow *rows, int nrows, const char *topic, int32 partiti
 	return -1;
 }
 
-static bool
-topic_is_stored(const PositionRow *rows, int nrows, const char *topic)
-{
-	for (int i = 0; i < nrows; i++)
-		if (strcmp(rows[i].topic, topic) == 0)
-			return true;
-	return false;
-}
-
-/* Are the stored positions those that this pipeline wrote or read? A new start_at takes them away. */
-static bool
-positions_unchanged(Pipeline *pipeline)
-{
-	int			nrows;
-	PositionRow *rows = CatalogReadPositions(pipeline->def->id, CurrentMemoryContext, &nrows);
-
-	for (int i = 0; i < pipeline->nparts; i++)
-	{
-		PartitionState *part = &pipeline->parts[i];
-		int			stored = find_stored(rows, nrows, pipeline->stream->topics[part->topic],
-										 part->partition);
-
-		if (stored < 0 || rows[stored].next_offset != part->stored_offset)
-			return false;
-	}
-	return true;
-}
-
 bool
 PipelineUnchanged(Pipeline *pipeline)
 {
@@ -255,19 +232,20 @@ PipelineUnchanged(Pipeline *pipeline)
 
 	if (def == NULL || !def->enabled || def->failure || StreamWrapper(def->stream) == NULL)
 		return false;
-	return strcmp(make_signature(def), pipeline->signature) == 0 && positions_unchanged(pipeline);
+	return strcmp(make_signature(def), pipeline->signature) == 0;
 }
 
-/* Where a partition without a position begins. */
+/* Where a partition without a position begins. begun: the pipeline has positions, and this partition is new to it. */
 static int64
-first_offset(Pipeline *pipeline, const Start *start, bool added, int topic, int32 partition)
+first_offset(Pipeline *pipeline, const Start *start, bool begun, int topic, int32 partition)
 {
+	const char *name = pipeline->stream->topics[topic];
 	int64		low;
 	int64		high;
 	int64		offset;
 
 	SourceWatermarks(pipeline->source, topic, partition, CONNECT_TIMEOUT_MS, &low, &high);
-	if (added)
+	if (begun && start->kind != START_TIME)
 		return low;
 	switch (start->kind)
 	{
@@ -276,10 +254,10 @@ first_offset(Pipeline *pipeline, const Start *start, bool added, int topic, int3
 		case START_LATEST:
 			return high;
 		case START_TIME:
-			return SourceOffsetForTime(pipeline->source, topic, partition, start->time,
-									   CONNECT_TIMEOUT_MS);
+			return SourceOffsetForTime(pipeline->source, topic, partition,
+									   WindowTimeMinus(start->time, pipeline->reach_us), CONNECT_TIMEOUT_MS);
 		case START_OFFSETS:
-			offset = StartOffset(start, partition);
+			offset = StartOffset(start, name, partition);
 			return offset < 0 ? low : offset;
 	}
 	pg_unreachable();
@@ -323,69 +301,105 @@ read_positions(Pipeline *pipeline, int *nrows)
 	rows = CatalogReadPositions(pipeline->def->id, pipeline->context, nrows);
 	if (!pipeline->in_session)
 		WorkerCommit();
+	MemoryContextSwitchTo(pipeline->context);
 	return rows;
 }
 
-static void
-store_first_positions(Pipeline *pipeline)
+/* How many partitions each topic has, and where each one's place is kept. */
+static int32 *
+count_partitions(Pipeline *pipeline)
 {
-	if (!pipeline->in_session)
-		WorkerBegin("storing first positions");
-	PipelineWritePositions(pipeline);
-	if (pipeline->def->kind == PIPELINE_WINDOWED)
-		pipeline->rollup = RollupOpen(pipeline);
-	if (!pipeline->in_session)
-		WorkerCommit();
-	PipelinePositionsStored(pipeline);
+	Stream	   *stream = pipeline->stream;
+	int32	   *counts = palloc(sizeof(int32) * stream->ntopics);
+
+	pipeline->topic_base = palloc(sizeof(int) * stream->ntopics);
+	pipeline->npartitions = 0;
+	for (int topic = 0; topic < stream->ntopics; topic++)
+	{
+		pipeline->topic_base[topic] = pipeline->npartitions;
+		counts[topic] = SourceCountPartitions(pipeline->source, topic, CONNECT_TIMEOUT_MS);
+		pipeline->npartitions += counts[topic];
+	}
+	pipeline->refreshed_at = PipelineNow(pipeline);
+	return counts;
+}
+
+/* Positions for the partitions that have none, whoever will read them. */
+static PositionRow *
+first_positions(Pipeline *pipeline, const int32 *counts, int *n)
+{
+	Stream	   *stream = pipeline->stream;
+	Start	   *start = StartParse(pipeline->def->options.start_at);
+	PositionRow *fresh = palloc0(sizeof(PositionRow) * Max(pipeline->npartitions, 1));
+	int			nrows;
+	PositionRow *rows = read_positions(pipeline, &nrows);
+
+	*n = 0;
+	for (int topic = 0; topic < stream->ntopics; topic++)
+		for (int32 p = 0; p < counts[topic]; p++)
+			if (find_stored(rows, nrows, stream->topics[topic], p) < 0)
+			{
+				fresh[*n].topic = stream->topics[topic];
+				fresh[*n].partition = p;
+				fresh[(*n)++].next_offset = first_offset(pipeline, start, nrows > 0, topic, p);
+			}
+	return fresh;
+}
+
+/* Make the partitions that this worker reads from their rows: every one of several workers takes each n-th. */
+static void
+take_partitions(Pipeline *pipeline, const int32 *counts, const PositionRow *rows, int nrows)
+{
+	pipeline->parts = palloc0(sizeof(PartitionState) * Max(pipeline->npartitions, 1));
+	pipeline->place = palloc(sizeof(int) * Max(pipeline->npartitions, 1));
+	pipeline->nparts = 0;
+	for (int topic = 0; topic < pipeline->stream->ntopics; topic++)
+		for (int32 p = 0; p < counts[topic]; p++)
+		{
+			int			number = pipeline->topic_base[topic] + p;
+			PartitionState *part = &pipeline->parts[pipeline->nparts];
+			int			stored = find_stored(rows, nrows, pipeline->stream->topics[topic], p);
+
+			Assert(stored >= 0);
+			pipeline->place[number] = -1;
+			if (number % pipeline->members != pipeline->member)
+				continue;
+			pipeline->place[number] = pipeline->nparts++;
+			part->topic = topic;
+			part->partition = p;
+			state_from_row(part, &rows[stored]);
+		}
 }
 
 void
 PipelineConnect(Pipeline *pipeline)
 {
 	MemoryContext old = MemoryContextSwitchTo(pipeline->context);
-	Stream	   *stream = pipeline->stream;
-	Start	   *start = StartParse(pipeline->def->options.start_at);
 	PositionRow *rows;
+	PositionRow *fresh;
 	int			nrows;
-	int32	   *counts = palloc(sizeof(int32) * stream->ntopics);
+	int			nfresh;
+	int32	   *counts;
 
-	rows = read_positions(pipeline, &nrows);
-	pipeline->source = SourceOpen(&stream->source);
-	pipeline->topic_base = palloc(sizeof(int) * stream->ntopics);
-	pipeline->nparts = 0;
-	for (int topic = 0; topic < stream->ntopics; topic++)
-	{
-		pipeline->topic_base[topic] = pipeline->nparts;
-		counts[topic] = SourceCountPartitions(pipeline->source, topic, CONNECT_TIMEOUT_MS);
-		pipeline->nparts += counts[topic];
-	}
-	pipeline->refreshed_at = PipelineNow(pipeline);
-	pipeline->parts = palloc0(sizeof(PartitionState) * Max(pipeline->nparts, 1));
+	pipeline->source = SourceOpen(&pipeline->stream->source);
+	counts = count_partitions(pipeline);
+	fresh = first_positions(pipeline, counts, &nfresh);
 
-	for (int topic = 0; topic < stream->ntopics; topic++)
-	{
-		bool		added = topic_is_stored(rows, nrows, stream->topics[topic]);
-
-		for (int32 p = 0; p < counts[topic]; p++)
-		{
-			PartitionState *part = &pipeline->parts[pipeline->topic_base[topic] + p];
-			int			stored = find_stored(rows, nrows, stream->topics[topic], p);
-
-			part->topic = topic;
-			part->partition = p;
-			if (stored >= 0)
-			{
-				state_from_row(part, &rows[stored]);
-				continue;
-			}
-			part->stored_offset = -1;
-			part->next_offset = first_offset(pipeline, start, added, topic, p);
-			part->end_offset = part->stored_end = -1;
-			part->stream_time = part->last_record_at = DT_NOBEGIN;
-			part->changed = true;
-		}
-	}
-	store_first_positions(pipeline);
+	/* Positions and groups are of one moment. */
+	if (!pipeline->in_session)
+		WorkerBegin("storing first positions");
+	MemoryContextSwitchTo(pipeline->context);	/* a transaction begins in its own */
+	if (nfresh > 0 && !CatalogAddPositions(pipeline->def, fresh, nfresh))
+		ereport(ERROR,
+				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+				 errmsg("pipeline \"%s\" was sent elsewhere while it started", pipeline->def->name)));
+	rows = CatalogReadPositions(pipeline->def->id, pipeline->context, &nrows);
+	take_partitions(pipeline, counts, rows, nrows);
+	if (pipeline->def->kind == PIPELINE_WINDOWED)
+		pipeline->rollup = RollupOpen(pipeline);
+	if (!pipeline->in_session)
+		WorkerCommit();
+	MemoryContextSwitchTo(pipeline->context);
 	assign(pipeline);
 	MemoryContextSwitchTo(old);
 }
@@ -424,7 +438,7 @@ PipelinePartitionsAdded(Pipeline *pipeline)
 	pipeline->refreshed_at = now;
 	for (int topic = 0; topic < pipeline->stream->ntopics; topic++)
 		total += SourceCountPartitions(pipeline->source, topic, CONNECT_TIMEOUT_MS);
-	return total > pipeline->nparts;
+	return total > pipeline->npartitions;
 }
 
 static void
@@ -441,7 +455,7 @@ raise_fault(Pipeline *pipeline, const KafkaPartition *from)
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("records of topic \"%s\", partition %d are gone: %s", topic,
 							from->partition, from->message),
-					 errhint("Nothing was skipped. Set a new start with hybridiot.alter_pipeline(start_at => ...) to go on behind the gap.")));
+					 errhint("Nothing was skipped. Use hybridiot.seek_pipeline to go on behind the gap.")));
 			break;
 		case KAFKA_FAULT_GONE:
 			ereport(ERROR,
@@ -534,14 +548,14 @@ PipelineWritePositions(Pipeline *pipeline)
 		move->row.last_record_at = part->last_record_at;
 		move->row.idle = part->idle;
 	}
-	if (n > 0 && !CatalogMovePositions(pipeline->def->id, pipeline->def->stream, moves, n))
+	if (n > 0 && !CatalogMovePositions(pipeline->def, moves, n))
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 				 errmsg("positions of pipeline \"%s\" were moved by somebody else", pipeline->def->name),
 				 errdetail("Nothing of this batch was kept.")));
 	pfree(moves);
 	if (pipeline->errors_in_row != pipeline->errors_stored)
-		CatalogWriteErrorsInRow(pipeline->def->id, 0, pipeline->errors_in_row);
+		CatalogWriteErrorsInRow(pipeline->def->id, pipeline->member, pipeline->errors_in_row);
 }
 
 void

@@ -24,7 +24,7 @@ typedef struct PartitionState
 {
 	int32		topic;			/* index into stream->topics */
 	int32		partition;
-	int64		stored_offset;	/* next offset in the table; -1: no row yet */
+	int64		stored_offset;	/* next offset in the table */
 	int64		next_offset;	/* next offset to apply */
 	int64		end_offset;		/* of the log; -1: unknown */
 	int64		stored_end;		/* the same, as the table has it */
@@ -42,15 +42,20 @@ typedef struct Pipeline
 	Stream	   *stream;
 	Source	   *source;
 	StreamBatch *batch;
-	PartitionState *parts;		/* by topic, then partition, none left out */
+	PartitionState *parts;		/* those that are read here, by topic, then partition */
 	int			nparts;
-	int		   *topic_base;		/* place in parts of each topic's partition 0 */
+	int			npartitions;	/* of the stream: with those that other workers of the pipeline read */
+	int		   *topic_base;		/* place in place[] of each topic's partition 0 */
+	int		   *place;			/* place in parts[] of each partition of the stream; -1: read elsewhere */
+	int			member;			/* which of the pipeline's workers this is */
+	int			members;		/* how many share its partitions; 1 in a session */
 	SPIPlanPtr	plan;			/* per batch: the statement */
 	struct Bulk *bulk;			/* per batch: how its rows are written (bulk.c) */
 	struct Latest *latest;		/* per batch: what newer records overwrite (latest.c); NULL if compacted */
 	bool		is_merge;
 	bool		in_session;		/* run_pipeline() */
 	Rollup	   *rollup;			/* windowed */
+	int64		reach_us;		/* windowed: how far before a start in event time reading has to begin */
 	bool		has_clock;		/* run_pipeline's wall_clock was given */
 	TimestampTz clock;
 	TimestampTz opened_at;		/* system's clock, */
@@ -81,7 +86,7 @@ typedef struct Pipeline
 extern TimestampTz PipelineNow(Pipeline *pipeline);
 /* What the system's clock says now (or wall_clock): what is the future of a record. */
 extern TimestampTz PipelineWallClock(Pipeline *pipeline);
-/* The partition a record belongs to. */
+/* The partition a record belongs to: one that is read here. */
 extern PartitionState *PipelinePartition(Pipeline *pipeline, const Record *record);
 
 /* ---- manage.c ---- */
@@ -96,12 +101,12 @@ extern PipelineDefinition *PipelineOfCaller(FunctionCallInfo fcinfo);
 
 /*
  * Open a pipeline from its stored definition, in a context of its own: stream, positions,
- * statement or rollup. In a transaction; no network. NULL when it is gone.
+ * statement or rollup. member: which of the pipeline's workers asks. In a transaction; no network. NULL when it is gone.
  */
-extern Pipeline *PipelineOpen(int32 id, bool in_session);
+extern Pipeline *PipelineOpen(int32 id, bool in_session, int member);
 /*
- * Reach the log: partitions are counted, new ones get a position (stored here when there is one to
- * store), everything is assigned. In a worker outside transactions.
+ * Reach the log: partitions are counted, those without a position get one, whoever will read them, and this
+ * worker's share is assigned. In a worker outside transactions.
  */
 extern void PipelineConnect(Pipeline *pipeline);
 /* NULL allowed; never throws. */

@@ -14,6 +14,7 @@
  */
 #include "postgres.h"
 
+#include "common/int.h"
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "miscadmin.h"
@@ -33,6 +34,7 @@
 #include "core/compat.h"
 #include "core/options.h"
 #include "pipeline/rollup_state.h"
+#include "pipeline/start.h"
 
 /* Groups read at a time. */
 #define GROUPS_AT_A_TIME 10000
@@ -118,6 +120,18 @@ RollupCheck(Statement *statement, const PipelineOptions *options, Oid owner)
 	RoleLeave(&scope);
 }
 
+int64
+RollupReach(Statement *statement, const PipelineDefinition *def)
+{
+	RoleScope	scope;
+	int64		size;
+
+	RoleEnter(&scope, def->owner);
+	size = RollupCompile(copyObject(statement->query), def->stream, def->options.emit_changes)->window.size;
+	RoleLeave(&scope);
+	return pg_add_s64_overflow(size, def->options.lateness_us, &size) ? PG_INT64_MAX : size;
+}
+
 /* Compile the stored text, and keep plans of what comes out, as the owner. */
 static void
 open_plans(Rollup *rollup, const PipelineDefinition *def)
@@ -198,6 +212,15 @@ load_groups(Rollup *rollup, const PipelineDefinition *def)
 	GroupSetLastId(rollup->groups, CatalogLastGroup(def->id));
 }
 
+/* Windows that begin before a start in event time are no concern of the pipeline: neither written nor late. */
+static TimestampTz
+begin_of(const PipelineOptions *options)
+{
+	Start	   *start = StartParse(options->start_at);
+
+	return start->kind == START_TIME ? start->time : DT_NOBEGIN;
+}
+
 Rollup *
 RollupOpen(Pipeline *pipeline)
 {
@@ -211,6 +234,7 @@ RollupOpen(Pipeline *pipeline)
 	rollup->places = palloc(sizeof(RecordPlace) * Max(pipeline->batch->capacity, 1));
 	rollup->letters_context = AllocSetContextCreate(context, "hybridiot dead letters", ALLOCSET_DEFAULT_SIZES);
 	rollup->groups = GroupSetCreate(&rollup->plan->layout);
+	rollup->begin = begin_of(&pipeline->def->options);
 	CatalogReadProgress(pipeline->def->id, &rollup->watermark, &rollup->closed_before);
 	check_layout(rollup, pipeline->def);
 	load_groups(rollup, pipeline->def);
@@ -416,6 +440,8 @@ judge_record(Pipeline *pipeline, StreamBatch *batch, int number, Tide *tide)
 				 errmsg("the record has no event time")));
 
 	place->start = WindowStart(window, time);
+	if (place->start < rollup->begin)
+		return;
 	end = place->start + window->size;
 	if (!WindowCounts(end, WindowTimeMinus(tide->stream_times[part], pipeline->def->options.lateness_us)))
 		place->verdict = PLACE_LATE;

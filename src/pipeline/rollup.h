@@ -14,6 +14,12 @@
 extern void RollupCheck(Statement *statement, const PipelineOptions *options, Oid owner);
 
 /*
+ * How far, in microseconds, reading must begin before a time so that the windows from that time on are whole. As
+ * RollupCheck(), in a transaction.
+ */
+extern int64 RollupReach(Statement *statement, const PipelineDefinition *def);
+
+/*
  * Take the statement apart, prepare feed and finish queries, load groups and progress as of the last checkpoint.
  * In a transaction; everything lives in pipeline->context.
  */

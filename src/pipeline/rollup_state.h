@@ -38,6 +38,8 @@ struct Rollup
 	TupleDesc	keys;			/* of group keys without the window, for dead letters */
 	RecordPlace *places;		/* one for each record of the batch */
 
+	TimestampTz begin;			/* windows that begin before it are left out */
+
 	/* as of the last checkpoint */
 	TimestampTz watermark;
 	TimestampTz closed_before;

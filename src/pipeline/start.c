@@ -32,6 +32,7 @@ parse_offsets(Start *start, const char *text)
 	if (!JB_ROOT_IS_OBJECT(jsonb))
 		bad_start(text);
 	n = JB_ROOT_COUNT(jsonb);
+	start->topics = palloc0(sizeof(char *) * (n + 1));
 	start->partitions = palloc(sizeof(int32) * (n + 1));
 	start->offsets = palloc(sizeof(int64) * (n + 1));
 
@@ -42,10 +43,17 @@ parse_offsets(Start *start, const char *text)
 		{
 			char	   *end;
 			char	   *key = pnstrdup(value.val.string.val, value.val.string.len);
-			long		partition = strtol(key, &end, 10);
+			char	   *slash = strrchr(key, '/');
+			char	   *number = slash ? slash + 1 : key;
+			long		partition = strtol(number, &end, 10);
 
-			if (*key == '\0' || *end || partition < 0 || partition > PG_INT32_MAX)
+			if (!isdigit((unsigned char) *number) || *end || partition > PG_INT32_MAX)
 				bad_start(text);
+			if (slash)
+			{
+				*slash = '\0';
+				start->topics[start->noffsets] = key;
+			}
 			start->partitions[start->noffsets] = (int32) partition;
 		}
 		else if (token == WJB_VALUE)
@@ -92,10 +100,11 @@ StartParse(const char *text)
 }
 
 int64
-StartOffset(const Start *start, int32 partition)
+StartOffset(const Start *start, const char *topic, int32 partition)
 {
 	for (int i = 0; i < start->noffsets; i++)
-		if (start->partitions[i] == partition)
+		if (start->partitions[i] == partition &&
+			(start->topics[i] == NULL || strcmp(start->topics[i], topic) == 0))
 			return start->offsets[i];
 	return -1;
 }

@@ -20,13 +20,14 @@ typedef struct Start
 	StartKind	kind;
 	TimestampTz time;			/* START_TIME */
 	int			noffsets;		/* START_OFFSETS: partitions that are named */
+	char	  **topics;			/* NULL: of whichever topic */
 	int32	   *partitions;
 	int64	   *offsets;
 } Start;
 
-/* Parse 'earliest', 'latest', a timestamp, or '{"0": 17, "1": 4}'; ereport 22023. */
+/* Parse 'earliest', 'latest', a timestamp, or '{"0": 17, "topic/1": 4}'; ereport 22023. */
 extern Start *StartParse(const char *text);
 /* Offset a partition is given by START_OFFSETS; -1: it is not named. */
-extern int64 StartOffset(const Start *start, int32 partition);
+extern int64 StartOffset(const Start *start, const char *topic, int32 partition);
 
 #endif							/* HYBRIDIOT_START_H */

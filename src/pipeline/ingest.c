@@ -38,6 +38,7 @@
 #include "pipeline/letters.h"
 #include "pipeline/pipeline.h"
 #include "pipeline/rollup.h"
+#include "pipeline/strain.h"
 
 #define BACKOFF_FIRST_MS 1000
 #define BACKOFF_MAX_MS 60000
@@ -51,24 +52,6 @@
 extern PGDLLEXPORT void PipelineWorkerMain(Datum main_arg);
 
 static int	backoff_ms = 0;		/* of this worker; a commit resets it */
-
-/*
- * A batch that is cancelled (57014) or lacks memory (53200) again and again may be too large: it is halved. If
- * a single record is, the pipeline stops. Kept while the pipeline is closed and opened again.
- */
-typedef struct Strain
-{
-	int			records;		/* in the transaction that is open, or failed last; 0: none */
-	char		place[NAMEDATALEN * 2 + 64];	/* of the first of them */
-	int			failures;		/* of that kind in a row */
-	int			limit;			/* records a batch may have; 0: as configured */
-	int			commits;		/* since the limit was set */
-} Strain;
-
-static Strain strain;
-
-#define STRAIN_FAILURES 3
-#define STRAIN_COMMITS 64		/* until twice as many are tried */
 
 /* ---- units of work ---- */
 
@@ -162,43 +145,6 @@ finish_batch(Pipeline *pipeline)
 	SourceRelease(pipeline->source);
 }
 
-/* ---- batches that are too large ---- */
-
-static void
-strain_begin(Pipeline *pipeline, int first)
-{
-	const Record *record = &pipeline->batch->records[first];
-
-	strain.records = pipeline->batch->nrecords - first;
-	snprintf(strain.place, sizeof(strain.place), "topic \"%s\", partition %d, offset " INT64_FORMAT,
-			 pipeline->stream->topics[record->topic], record->partition, record->offset);
-}
-
-static void
-strain_end(Pipeline *pipeline)
-{
-	strain.records = strain.failures = 0;
-	if (strain.limit == 0 || ++strain.commits < STRAIN_COMMITS)
-		return;
-	strain.commits = 0;
-	strain.limit = strain.limit < pipeline->batch->capacity / 2 ? strain.limit * 2 : 0;
-}
-
-/* An error came to a worker. False: it stands at a single record, which cannot be applied. */
-static bool
-strain_bears(int sqlstate)
-{
-	if ((sqlstate != ERRCODE_QUERY_CANCELED && sqlstate != ERRCODE_OUT_OF_MEMORY) || strain.records == 0 ||
-		++strain.failures < STRAIN_FAILURES)
-		return true;
-	if (strain.records == 1)
-		return false;
-	strain.limit = strain.records / 2;
-	strain.failures = strain.commits = 0;
-	backoff_ms = 0;
-	return true;
-}
-
 /* ---- per batch ---- */
 
 static void
@@ -212,11 +158,11 @@ apply_batch(Pipeline *pipeline)
 		uint64		rows = 0;
 		int			last;
 
-		strain_begin(pipeline, first);
+		StrainBegin(pipeline, first);
 		unit_begin(pipeline, &unit, false);
 		last = ApplyBatch(pipeline, first, &rows);
 		unit_commit(pipeline, &unit);
-		strain_end(pipeline);
+		StrainEnd(pipeline);
 		PipelinePositionsStored(pipeline);
 		count(pipeline, last - first, rows, dead_in(pipeline->batch, first, last));
 		first = last;
@@ -348,7 +294,7 @@ advance(Pipeline *pipeline)
 	Unit		unit;
 	volatile int dead = 0;
 
-	strain_begin(pipeline, 0);
+	StrainBegin(pipeline, 0);
 	unit_begin(pipeline, &unit, true);
 	PG_TRY();
 	{
@@ -383,7 +329,7 @@ advance(Pipeline *pipeline)
 	}
 
 	unit_commit(pipeline, &unit);
-	strain_end(pipeline);
+	StrainEnd(pipeline);
 	PipelineAdvancePositions(pipeline, 0, batch->nrecords);
 	pipeline->since_checkpoint += batch->nrecords;
 	pipeline->dead_since_checkpoint += dead;
@@ -416,9 +362,7 @@ batch_limit(Pipeline *pipeline)
 
 	if (pipeline->piece > 0)
 		limit = Min(limit, pipeline->piece);
-	if (strain.limit > 0 && !pipeline->in_session)
-		limit = Min(limit, strain.limit);
-	return limit;
+	return pipeline->in_session ? limit : StrainLimit(limit);
 }
 
 /* Take what has arrived. Returns the number of records. */
@@ -643,10 +587,11 @@ static bool
 pipeline_error(ErrorData *error)
 {
 	char		reason[HYBRIDIOT_REASON_LEN];
-	bool		bears = strain_bears(error->sqlerrcode);
+	bool		halved;
+	bool		bears = StrainBears(error->sqlerrcode, &halved);
 
 	if (!bears)
-		snprintf(reason, sizeof(reason), "record at %s cannot be applied: %s", strain.place, error->message);
+		snprintf(reason, sizeof(reason), "record at %s cannot be applied: %s", StrainPlace(), error->message);
 	else if (error->detail)
 		snprintf(reason, sizeof(reason), "%s (%s)", error->message, error->detail);
 	else
@@ -659,6 +604,8 @@ pipeline_error(ErrorData *error)
 		stop_with_reason(reason);
 		return false;
 	}
+	if (halved)
+		backoff_ms = 0;
 	pg_atomic_fetch_add_u64(&MyWorkerSlot->retries, 1);
 	WorkerSetState(WORKER_RETRYING, reason);
 	return true;

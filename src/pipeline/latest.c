@@ -23,11 +23,11 @@
 #include "access/genam.h"
 #include "access/sysattr.h"
 #include "access/table.h"
+#include "access/transam.h"
 #include "catalog/index.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
-#include "lib/stringinfo.h"
 #include "nodes/makefuncs.h"
 #include "nodes/nodeFuncs.h"
 #include "optimizer/optimizer.h"
@@ -213,12 +213,12 @@ strip(Expr *expr)
 	return (Node *) expr;
 }
 
-/* The same whatever the record is. */
+/* The same whatever the record is, and whatever tables hold: now(), but no function of a user's. */
 static bool
 is_constant(Node *node)
 {
 	return IsA(node, Const) || IsA(node, SQLValueFunction) ||
-		(IsA(node, FuncExpr) && ((FuncExpr *) node)->args == NIL);
+		(IsA(node, FuncExpr) && ((FuncExpr *) node)->args == NIL && ((FuncExpr *) node)->funcid < FirstNormalObjectId);
 }
 
 static TargetEntry *

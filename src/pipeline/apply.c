@@ -257,7 +257,7 @@ chunk_size(Pipeline *pipeline)
 	if (gap >= pipeline->batch->capacity)
 		return pipeline->batch->capacity;
 	/* With a true guess half a chunk is wasted at most once per failure; halving wastes about two. */
-	return (int) Max(pipeline->guess_fails ? gap : sqrt(2 * START_IN_ROWS * gap), 1);
+	return (int) Max(pipeline->halving ? gap : sqrt(2 * START_IN_ROWS * gap), 1);
 }
 
 /* Where the next piece from pos ends. */
@@ -327,10 +327,12 @@ after_failure(Pipeline *pipeline, Search *search, int pos, int end, ErrorData *e
 		search->suspect = batch->delivered;
 		search->alone = ErrorClassify(error->sqlerrcode) != ERROR_SPLIT;
 		search->failed_end = 0;
+		pipeline->halving = false;
 		return;
 	}
 	search->suspect = -1;
 	search->failed_end = end;
+	pipeline->halving = true;
 }
 
 /* All up to pos is applied or set aside. */

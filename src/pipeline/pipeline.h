@@ -68,6 +68,7 @@ typedef struct Pipeline
 
 	/* per batch, what the search for bad records has learnt (apply.c) */
 	bool		guess_fails;	/* the record delivered last was not the bad one */
+	bool		halving;		/* the last search had no guess */
 	double		failure_gap;	/* records from one failure to the next, lately */
 	double		since_failure;	/* records applied since the last one */
 

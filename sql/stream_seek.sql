@@ -55,7 +55,6 @@ RESET plan_cache_mode;
 CREATE TABLE wanted (partition int, "offset" bigint);
 INSERT INTO wanted VALUES (0, 17), (2, 1999), (1, NULL), (5, 1);
 ANALYZE wanted;
-EXPLAIN (COSTS OFF) SELECT n FROM wanted w JOIN s ON s.part = w.partition AND s.pos = w."offset";
 SELECT * FROM look('SELECT n FROM wanted w JOIN s ON s.part = w.partition AND s.pos = w."offset"');
 SELECT w.*, s.n FROM wanted w LEFT JOIN s ON s.part = w.partition AND s.pos = w."offset" ORDER BY 1, 2;
 SELECT * FROM look('SELECT w.*, l.n FROM wanted w, LATERAL (SELECT n FROM s WHERE s.part = w.partition AND s.pos <= w."offset" ORDER BY pos DESC LIMIT 3) l');

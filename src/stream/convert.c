@@ -165,19 +165,19 @@ is_ascii(const char *text, int32 len)
 	return true;
 }
 
-/* The text is in the server's encoding here. */
+/* The text is in the server's encoding here. NULL: it cannot be shown. */
 static bool
 refuse(const Converter *converter, const char *text, int32 len, int sqlstate, const char *reason,
 	   DecodeError *error)
 {
 	char		shown[SHOWN_LEN + 6];
-	int			n = pg_mbcliplen(text, len, SHOWN_LEN);
+	int			n = text ? pg_mbcliplen(text, len, SHOWN_LEN) : 0;
 	int			reason_len = pg_mbcliplen(reason, strlen(reason), REASON_LEN);
 
-	snprintf(shown, sizeof(shown), "\"%.*s%s\"", n, text, n < len ? "..." : "");
+	snprintf(shown, sizeof(shown), "\"%.*s%s\"", n, text ? text : "", n < len ? "..." : "");
 
 	/* Most of PostgreSQL's own messages end with the value. */
-	if (strstr(reason, shown))
+	if (text == NULL || strstr(reason, shown))
 		return DecodeRefuse(error, sqlstate, "column \"%s\": %.*s", converter->column, reason_len, reason);
 	return DecodeRefuse(error, sqlstate, "column \"%s\" cannot take %s: %.*s",
 						converter->column, shown, reason_len, reason);
@@ -187,9 +187,9 @@ bool
 ConvertRefuse(const Converter *converter, const char *text, int32 len, int sqlstate,
 			  const char *reason, DecodeError *error)
 {
-	if (converter->to_server && !is_ascii(text, len))
-		len = 0;
-	return refuse(converter, text, len, sqlstate, reason, error);
+	bool		shown = !converter->to_server || is_ascii(text, len);
+
+	return refuse(converter, shown ? text : NULL, shown ? len : 0, sqlstate, reason, error);
 }
 
 /* One try at what may throw. */
@@ -590,7 +590,7 @@ to_server(Converter *converter, const char **text, int32 *len, DecodeError *erro
 
 	if (failed)
 	{
-		(void) refuse(converter, "", 0, failed->sqlerrcode, failed->message, error);
+		(void) refuse(converter, NULL, 0, failed->sqlerrcode, failed->message, error);
 		FreeErrorData(failed);
 		return false;
 	}
@@ -616,7 +616,7 @@ Convert(Converter *converter, ConvertForm form, const char *text, int32 len,
 			try_step(converter, step_input, text, len, converter->user_code, value, error);
 	return done &&
 		(!converter->is_domain ||
-		 check_domain(converter, form == CONVERT_BYTES ? "" : text, form == CONVERT_BYTES ? 0 : len,
+		 check_domain(converter, form == CONVERT_BYTES ? NULL : text, form == CONVERT_BYTES ? 0 : len,
 					  *value, false, error));
 }
 

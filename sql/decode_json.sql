@@ -94,6 +94,8 @@ SELECT type, value, decoded(type, value) FROM (VALUES
 SELECT type, value, decoded(type, value) FROM (VALUES
   ('json', '{"b": 1,  "a": "\u00e9"}'), ('json', '"x\"y"'), ('json', '12.0'), ('json', 'null'), ('jsonb', '{"b": 1, "a": [true, null]}'), ('jsonb', '"text"'), ('jsonb', '"\u0000"'), ('jsonb', '1e200000'),
   ('int[]', '[1, null, 3]'), ('int[]', '[[1, 2], [3, 4]]'), ('int[]', '[[1, 2], [3]]'), ('int[]', '[1, "x"]'), ('int[]', '"{1,2}"'), ('int[]', '"{1,"'), ('int[]', '{"a": 1}'), ('int[]', '5'), ('int[]', '[]'),
+  ('bool[]', '[true, "off", null]'), ('float8[]', '[ 1.5 ,-2e3,"NaN"]'), ('numeric[]', '[1.50, 1e3]'), ('text[]', '["\u00e9", "\"", 1.0, true]'), ('char(3)[]', '["a", "abc"]'), ('json[]', '["a", 1]'), ('int2vector', '[1, 2]'),
+  ('int[]', '[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, 32, 33, 34]'),
   ('int[]', '[2147483648]'), ('text[]', '["a", "b,c", "", null, {"d": 1}]'), ('timestamptz[]', '["2026-01-01T00:00:00Z"]'), ('bytea[]', '["\\x00ff"]'), ('tsvector[]', '["a", "''b"]'), ('regclass[]', '["no_such_table"]'),
   ('varchar(2)[]', '["ab"]'), ('varchar(2)[]', '["abc"]'), ('numeric(3, 1)[]', '[1.25]'), ('percent[]', '[1, 100]'), ('percent[]', '[1, 101]'), ('mood[]', '["calm"]'), ('mood[]', '["?"]'),
   ('reading', '{"n": 1, "temp": 20.55, "tags": ["a", "b"], "more": 1}'), ('reading', '{}'), ('reading', '"(1,2.0,{x})"'), ('reading', '"(1"'), ('reading', '[1]'), ('reading', '{"n": "x"}'), ('reading', '{"temp": 12345}'), ('reading', '7'),

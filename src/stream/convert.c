@@ -23,6 +23,7 @@
 #include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "nodes/makefuncs.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/date.h"
 #include "utils/fmgroids.h"
@@ -37,10 +38,12 @@
 #include "core/worker.h"
 #include "stream/convert.h"
 #include "stream/fast_input.h"
+#include "stream/json_scan.h"
 
 #define SHOWN_LEN 48			/* bytes of a value in a message */
 #define REASON_LEN 160
 #define KEPT_BUFFER (64 * 1024) /* a larger one is given back after use */
+#define FAST_ELEMENTS 1000000	/* a larger array may be too large: json_populate_record() finds the words */
 #define SECONDS_BELOW INT64CONST(100000000000)	/* epoch numbers: 10^11, March 1973 in ms, the year 5138 in s */
 
 struct Converter
@@ -58,6 +61,12 @@ struct Converter
 	StringInfoData buffer;		/* a value's text, NUL-terminated */
 	MemoryContext context;
 	void	   *domain_cache;
+
+	/* for arrays whose elements fast_input() may know */
+	struct Converter *element;	/* NULL: not such an array */
+	int16		element_len;
+	bool		element_byval;
+	char		element_align;
 
 	/* for structured types */
 	MemoryContext populate_context; /* what populate remembers; reset when it threw */
@@ -124,6 +133,20 @@ prepare_populate(Converter *converter)
 	start_populate(converter);
 }
 
+/* Elements of a domain are not for fast_input(). */
+static void
+prepare_elements(Converter *converter)
+{
+	Oid			typid = get_element_type(converter->base);
+
+	/* Strings keep their quotes in json; a vector does not begin at 1. */
+	if (!OidIsValid(typid) || getBaseType(typid) != typid || typid == JSONOID ||
+		get_array_type(typid) != converter->base)
+		return;
+	converter->element = ConverterCreate(converter->column, typid, converter->typmod);
+	get_typlenbyvalalign(typid, &converter->element_len, &converter->element_byval, &converter->element_align);
+}
+
 Converter *
 ConverterCreate(const char *column, Oid typid, int32 typmod)
 {
@@ -145,6 +168,7 @@ ConverterCreate(const char *column, Oid typid, int32 typmod)
 	initStringInfo(&converter->buffer);
 	if (converter->structured)
 		prepare_populate(converter);
+	prepare_elements(converter);
 	return converter;
 }
 
@@ -526,6 +550,49 @@ fast_input(Converter *converter, const char *text, int32 len, Datum *value)
 	}
 }
 
+/*
+ * A flat JSON array of scalars that fast_input() knows, to what json_populate_record() makes of
+ * it. false: that has to be asked.
+ */
+static bool
+fast_array(Converter *converter, const char *text, int32 len, Datum *value)
+{
+	int			room = 32;
+	Datum	   *elements = palloc(sizeof(Datum) * room);
+	bool	   *nulls = palloc(sizeof(bool) * room);
+	int			n = 0;
+	int			first = 1;
+	JsonScan	scan;
+	JsonPiece	piece;
+	JsonStep	step;
+
+	JsonScanInit(&scan, text, len, HYBRIDIOT_JSON_DEPTH);
+	for (step = JsonFirstElement(&scan); step == JSON_STEP_MEMBER; step = JsonNextElement(&scan), n++)
+	{
+		if (n == room)
+		{
+			room *= 2;
+			elements = repalloc_huge(elements, sizeof(Datum) * room);
+			nulls = repalloc_huge(nulls, sizeof(bool) * room);
+		}
+		if (n == FAST_ELEMENTS || !JsonScanValue(&scan, &piece) || piece.kind >= JSON_KIND_ARRAY ||
+			(piece.kind == JSON_KIND_STRING && piece.escaped))
+			return false;
+		nulls[n] = piece.kind == JSON_KIND_NULL;
+		if (!nulls[n] && !fast_input(converter->element, piece.bytes, piece.len, &elements[n]))
+			return false;
+	}
+	if (step == JSON_STEP_BAD)
+		return false;
+	*value = PointerGetDatum(n == 0 ? construct_empty_array(converter->element->base) :
+							 construct_md_array(elements, nulls, 1, &n, &first, converter->element->base,
+												converter->element_len, converter->element_byval,
+												converter->element_align));
+	pfree(elements);
+	pfree(nulls);
+	return true;
+}
+
 /* What the form decides, before the text does. true: *done is the result. */
 static inline bool
 convert_form(Converter *converter, ConvertForm form, const char *text, int32 len, Datum *value,
@@ -562,7 +629,8 @@ convert_form(Converter *converter, ConvertForm form, const char *text, int32 len
 		default:
 			if (form != CONVERT_JSON || !converter->structured)
 				return false;
-			*done = try_step(converter, step_populate, text, len, converter->user_code, value, error);
+			*done = (converter->element != NULL && *text == '[' && fast_array(converter, text, len, value)) ||
+				 try_step(converter, step_populate, text, len, converter->user_code, value, error);
 			return true;
 	}
 }

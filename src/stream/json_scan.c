@@ -309,32 +309,50 @@ scan_object(JsonScan *scan, JsonPiece *value)
 	return step == JSON_STEP_END;
 }
 
+JsonStep
+JsonFirstElement(JsonScan *scan)
+{
+	if (!enter(scan))
+		return JSON_STEP_BAD;
+	if (!at_byte(scan, ']'))
+		return JSON_STEP_MEMBER;
+	leave(scan);
+	return JSON_STEP_END;
+}
+
+JsonStep
+JsonNextElement(JsonScan *scan)
+{
+	skip_space(scan);
+	if (at_byte(scan, ','))
+	{
+		scan->at++;
+		skip_space(scan);
+		return JSON_STEP_MEMBER;
+	}
+	if (at_byte(scan, ']'))
+	{
+		leave(scan);
+		return JSON_STEP_END;
+	}
+	(void) refuse(scan, "expected \",\" or \"]\"");
+	return JSON_STEP_BAD;
+}
+
 static bool
 scan_array(JsonScan *scan, JsonPiece *value)
 {
 	JsonPiece	element;
 	const char *start = scan->at;
+	JsonStep	step;
 
-	if (!enter(scan))
-		return false;
-	if (!at_byte(scan, ']'))
-		for (;;)
-		{
-			if (!JsonScanValue(scan, &element))
-				return false;
-			skip_space(scan);
-			if (at_byte(scan, ']'))
-				break;
-			if (!at_byte(scan, ','))
-				return refuse(scan, "expected \",\" or \"]\"");
-			scan->at++;
-			skip_space(scan);
-		}
-	leave(scan);
+	for (step = JsonFirstElement(scan); step == JSON_STEP_MEMBER; step = JsonNextElement(scan))
+		if (!JsonScanValue(scan, &element))
+			return false;
 	value->kind = JSON_KIND_ARRAY;
 	value->bytes = start;
 	value->len = (int32) (scan->at - start);
-	return true;
+	return step == JSON_STEP_END;
 }
 
 /* Recursion ends at max_depth. */

@@ -43,8 +43,8 @@ typedef struct JsonScan
 
 typedef enum JsonStep
 {
-	JSON_STEP_MEMBER,			/* at a member's key */
-	JSON_STEP_END,				/* behind the object */
+	JSON_STEP_MEMBER,			/* at a member's key, or at an element */
+	JSON_STEP_END,				/* behind the object or array */
 	JSON_STEP_BAD
 } JsonStep;
 
@@ -63,6 +63,10 @@ extern bool JsonScanKey(JsonScan *scan, JsonPiece *key);
  * over. The name must hold nothing that JSON would escape.
  */
 extern bool JsonPassKey(JsonScan *scan, const char *name, int32 len);
+
+/* The same with an array and its elements. */
+extern JsonStep JsonFirstElement(JsonScan *scan);
+extern JsonStep JsonNextElement(JsonScan *scan);
 
 /* Behind the document's value: is there nothing but white space? */
 extern bool JsonScanFinish(JsonScan *scan);

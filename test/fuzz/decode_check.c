@@ -450,13 +450,13 @@ prepare_for(const DecodeOps *ops, Oid relid)
 
 PG_FUNCTION_INFO_V1(decode_time);
 
-/* decode_time(rel regclass, payload bytea, times int): nanoseconds of CPU to decode the payload into the columns of rel */
+/* decode_time(rel regclass, format text, payload bytea, times int): nanoseconds of CPU to decode the payload into the columns of rel */
 Datum
 decode_time(PG_FUNCTION_ARGS)
 {
-	bytea	   *payload = PG_GETARG_BYTEA_PP(1);
-	int			times = PG_GETARG_INT32(2);
-	const DecodeOps *ops = &DecodeJson;
+	const DecodeOps *ops = DecodeFormat(text_to_cstring(PG_GETARG_TEXT_PP(1)));
+	bytea	   *payload = PG_GETARG_BYTEA_PP(2);
+	int			times = PG_GETARG_INT32(3);
 	Decoder    *decoder = prepare_for(ops, PG_GETARG_OID(0));
 	MemoryContext batch = AllocSetContextCreate(CurrentMemoryContext, "batch", ALLOCSET_DEFAULT_SIZES);
 	Datum	   *values = palloc0(sizeof(Datum) * MaxTupleAttributeNumber);

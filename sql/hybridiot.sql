@@ -44,7 +44,7 @@ CREATE TABLE hybridiot.pipeline_definition (
 	name pg_catalog.name NOT NULL UNIQUE,
 	owner pg_catalog.oid NOT NULL,
 	owner_name pg_catalog.name NOT NULL,
-	kind pg_catalog.text NOT NULL CHECK (kind IN ('per batch', 'windowed')),
+	kind pg_catalog.text NOT NULL CHECK (kind OPERATOR(pg_catalog.=) ANY (ARRAY['per batch', 'windowed'])),
 	statement pg_catalog.text NOT NULL,
 	query pg_catalog.text NOT NULL,
 	stream pg_catalog.regclass NOT NULL,
@@ -53,7 +53,7 @@ CREATE TABLE hybridiot.pipeline_definition (
 	seeks pg_catalog.int4 NOT NULL DEFAULT 0,
 	start_at pg_catalog.text NOT NULL,
 	lateness pg_catalog.interval NOT NULL,
-	emit pg_catalog.text NOT NULL CHECK (emit IN ('final', 'changes')),
+	emit pg_catalog.text NOT NULL CHECK (emit OPERATOR(pg_catalog.=) ANY (ARRAY['final', 'changes'])),
 	idle_timeout pg_catalog.interval NOT NULL,
 	batch_rows pg_catalog.int4 NOT NULL,
 	batch_delay pg_catalog.interval NOT NULL,
@@ -61,7 +61,7 @@ CREATE TABLE hybridiot.pipeline_definition (
 	workers pg_catalog.int4 NOT NULL,
 	max_groups pg_catalog.int4 NOT NULL,
 	max_errors pg_catalog.int4 NOT NULL,
-	on_error pg_catalog.text NOT NULL CHECK (on_error IN ('dead_letter', 'stop')),
+	on_error pg_catalog.text NOT NULL CHECK (on_error OPERATOR(pg_catalog.=) ANY (ARRAY['dead_letter', 'stop'])),
 	keep_closed pg_catalog.interval NOT NULL,
 	notify pg_catalog.name,
 	commands pg_catalog.bool NOT NULL DEFAULT false
@@ -111,7 +111,7 @@ CREATE TABLE hybridiot.dead_letter_record (
 	key pg_catalog.bytea,
 	value pg_catalog.bytea,
 	headers pg_catalog.jsonb,
-	reason pg_catalog.text NOT NULL CHECK (reason IN ('undecodable', 'rejected', 'late', 'future')),
+	reason pg_catalog.text NOT NULL CHECK (reason OPERATOR(pg_catalog.=) ANY (ARRAY['undecodable', 'rejected', 'late', 'future'])),
 	cause pg_catalog.text,
 	during pg_catalog.tstzrange,
 	watermark pg_catalog.timestamptz,
@@ -352,10 +352,10 @@ CREATE TABLE hybridiot.command (
 	command pg_catalog.text NOT NULL,
 	sender pg_catalog.name NOT NULL,
 	server pg_catalog.name NOT NULL,
-	mode pg_catalog.text NOT NULL CHECK (mode IN ('direct', 'store')),
-	state pg_catalog.text NOT NULL CHECK (state IN ('queued', 'sending', 'sent', 'accepted', 'succeeded', 'failed',
-		'rejected', 'undeliverable', 'expired', 'cancelled', 'timed_out', 'in_doubt')),
-	accepted_by pg_catalog.text CHECK (accepted_by IN ('device', 'hono', 'broker')),
+	mode pg_catalog.text NOT NULL CHECK (mode OPERATOR(pg_catalog.=) ANY (ARRAY['direct', 'store'])),
+	state pg_catalog.text NOT NULL CHECK (state OPERATOR(pg_catalog.=) ANY (ARRAY['queued', 'sending', 'sent', 'accepted', 'succeeded', 'failed',
+		'rejected', 'undeliverable', 'expired', 'cancelled', 'timed_out', 'in_doubt'])),
+	accepted_by pg_catalog.text CHECK (accepted_by OPERATOR(pg_catalog.=) ANY (ARRAY['device', 'hono', 'broker'])),
 	payload pg_catalog.jsonb,
 	body pg_catalog.bytea,
 	content_type pg_catalog.text,
@@ -576,16 +576,16 @@ SELECT d.name, d.owner_name AS owner, d.kind, d.statement,
 	CASE
 		WHEN d.failure IS NOT NULL THEN 'failed'
 		WHEN NOT d.enabled THEN 'paused'
-		WHEN s.state IN ('running', 'retrying') THEN s.state
-		WHEN s.last_error IS NOT NULL AND s.state = 'stopped' THEN 'retrying'
+		WHEN s.state OPERATOR(pg_catalog.=) ANY (ARRAY['running', 'retrying']) THEN s.state
+		WHEN s.last_error IS NOT NULL AND s.state OPERATOR(pg_catalog.=) 'stopped' THEN 'retrying'
 		ELSE 'waiting'
 	END AS state,
 	CASE
 		WHEN d.failure IS NOT NULL THEN d.failure
 		WHEN NOT d.enabled THEN NULL
 		WHEN s.reason IS NOT NULL THEN s.reason
-		WHEN s.state IN ('running', 'retrying') THEN NULL
-		WHEN s.state = 'stopped' THEN s.last_error
+		WHEN s.state OPERATOR(pg_catalog.=) ANY (ARRAY['running', 'retrying']) THEN NULL
+		WHEN s.state OPERATOR(pg_catalog.=) 'stopped' THEN s.last_error
 		WHEN NOT hybridiot.preloaded() THEN 'hybridiot is not in shared_preload_libraries'
 		ELSE 'its worker is about to start'
 	END AS reason,

@@ -121,8 +121,9 @@ kafka_options(SourceConfig *config, ForeignServer *server, Oid userid)
 		add_option(config, "ssl.key.password", OptionSecret(value));
 }
 
+/* Who reads needs rights on the table, and so does the stream's owner, who could make others' pipelines read anything. */
 static void
-table_source(SourceConfig *config, const char *name, const char *source)
+table_source(SourceConfig *config, const char *name, const char *source, Oid owner)
 {
 	Oid			relid;
 
@@ -134,12 +135,17 @@ table_source(SourceConfig *config, const char *name, const char *source)
 	config->table = true;
 	relid = RangeVarGetRelid(makeRangeVarFromNameList(stringToQualifiedNameList(source, NULL)),
 							 NoLock, false);
+	if (pg_class_aclcheck(relid, owner, ACL_SELECT) != ACLCHECK_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("the owner of stream \"%s\" may not read its source", name),
+				 errhint("GRANT SELECT ON it to the owner of the stream.")));
 	config->source = quote_qualified_identifier(get_namespace_name(get_rel_namespace(relid)),
 												get_rel_name(relid));
 }
 
 static void
-source_config(Stream *stream, ForeignTable *table, ForeignServer *server, Oid userid)
+source_config(Stream *stream, ForeignTable *table, ForeignServer *server, Oid owner, Oid userid)
 {
 	SourceConfig *config = &stream->source;
 	const char *transport = OptionGet(server->options, "transport");
@@ -158,7 +164,7 @@ source_config(Stream *stream, ForeignTable *table, ForeignServer *server, Oid us
 	stream->ntopics = config->ntopics;
 
 	if (transport && strcmp(transport, "table") == 0)
-		table_source(config, stream->name, OptionGet(table->options, "source"));
+		table_source(config, stream->name, OptionGet(table->options, "source"), owner);
 	else
 		kafka_options(config, server, userid);
 }
@@ -323,7 +329,7 @@ StreamOpen(Oid relid, Oid userid)
 	server = GetForeignServer(table->serverid);
 	stream->max_future_us = OptionIntervalUs(table->options, "max_future", DEFAULT_MAX_FUTURE_US);
 	stream->compacted = OptionBool(table->options, "compacted", false);
-	source_config(stream, table, server, userid);
+	source_config(stream, table, server, rel->rd_rel->relowner, userid);
 	open_columns(stream, table);
 	table_close(rel, AccessShareLock);
 	return stream;

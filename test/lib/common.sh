@@ -17,8 +17,10 @@ export HYBRIDIOT_CACHE
 
 kafka_version=4.3.1
 artemis_version=2.55.0
+pgspot_version=0.9.4
 kafka_jars=$HYBRIDIOT_CACHE/kafka-$kafka_version
 artemis_jars=$HYBRIDIOT_CACHE/artemis-$artemis_version
+pgspot=$HYBRIDIOT_CACHE/pgspot-$pgspot_version
 
 # Debian's modules are seen by Debian's own python alone.
 python=/usr/bin/python3

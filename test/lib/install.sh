@@ -5,7 +5,7 @@
 #
 # demo: what building, the brokers and the demo need. test: that and what the tests
 # need. versions: what test/versions needs. Packages come by apt, with sudo unless root;
-# the brokers' jars and the fleet's modules by Maven and npm, into $HYBRIDIOT_CACHE.
+# the brokers' jars, the fleet's modules and pgspot by Maven, npm and pip, into $HYBRIDIOT_CACHE.
 set -euo pipefail
 # shellcheck source=test/lib/common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -53,6 +53,7 @@ needed_by() {
 			need_package libipc-run-perl
 			need node nodejs
 			need shellcheck shellcheck
+			if [ ! -x "$pgspot/bin/pgspot" ]; then need_package python3-venv; fi
 			need clang clang
 			if ! compgen -G "$(clang -print-resource-dir 2>/dev/null)/lib/linux/libclang_rt.fuzzer-*" >/dev/null; then
 				need_package libclang-rt-dev
@@ -110,6 +111,17 @@ install_fleet() {
 	mv "$work/fleet" "$dir"
 }
 
+# A virtual environment knows its own path, so it is made in place; what broke off is not there.
+install_pgspot() {
+	[ ! -x "$pgspot/bin/pgspot" ] || return 0
+	rm -rf "$pgspot"
+	if ! { "$python" -m venv "$pgspot" && "$pgspot/bin/pip" install -q --disable-pip-version-check "pgspot==$pgspot_version"; } >"$work/pgspot.log" 2>&1; then
+		cat "$work/pgspot.log" >&2
+		rm -rf "$pgspot"
+		die 'no pgspot'
+	fi
+}
+
 for what; do needed_by "$what"; done
 if [ ${#packages[@]} -gt 0 ]; then
 	echo "installing ${packages[*]}"
@@ -132,6 +144,9 @@ for what; do
 				"org.apache.artemis:artemis-amqp-protocol:$artemis_version" org.slf4j:slf4j-simple:2.0.17
 			compile_artemis
 			;;&
-		test) install_fleet ;;
+		test)
+			install_fleet
+			install_pgspot
+			;;
 	esac
 done

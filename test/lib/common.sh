@@ -15,7 +15,9 @@ if [ -z "${HYBRIDIOT_CACHE-}" ]; then
 fi
 export HYBRIDIOT_CACHE
 
-kafka_version=4.3.1
+kafka_version=${HYBRIDIOT_KAFKA_VERSION:-4.3.1}
+# One that librdkafka before 2.6.1 can log in to by SCRAM; HYBRIDIOT_KAFKA_VERSION says which one a script is to run.
+kafka_scram_version=3.9.2
 artemis_version=2.55.0
 pgspot_version=0.9.4
 kafka_jars=$HYBRIDIOT_CACHE/kafka-$kafka_version

@@ -59,6 +59,7 @@ needed_by() {
 				need_package libclang-rt-dev
 			fi
 			if [ ! -d "$(fleet_modules)" ]; then need npm npm; fi
+			if [ ! -d "$HYBRIDIOT_CACHE/kafka-$kafka_scram_version" ]; then need mvn maven; fi
 			;;
 		versions)
 			need debootstrap debootstrap
@@ -145,6 +146,8 @@ for what; do
 			compile_artemis
 			;;&
 		test)
+			jars "$HYBRIDIOT_CACHE/kafka-$kafka_scram_version" "org.apache.kafka:kafka_2.13:$kafka_scram_version" \
+				org.slf4j:slf4j-simple:1.7.36
 			install_fleet
 			install_pgspot
 			;;

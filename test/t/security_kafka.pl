@@ -62,6 +62,16 @@ for my $mechanism ('SCRAM-SHA-256', 'SCRAM-SHA-512')
 	push @{ $version lt '002.006.001' ? \@bad : \@good }, $case;
 }
 
+# A broker that it gets on with.
+my $older = another_kafka('3.9.2');
+{
+	local $ENV{KAFKA_BOOTSTRAP} = $older->{bootstrap};
+	create_topic($topic, 1);
+	fill($topic, 10);
+}
+push @good, [ "older_$_", $older->{tls_bootstrap}, "security_protocol 'SASL_SSL', ssl_ca '$older->{ca}', sasl_mechanism 'SCRAM-SHA-$_'",
+	"user '$older->{user}', password_file '$older->{dir}/password'" ] for '256', '512';
+
 for (@good, @bad)
 {
 	my ($name, $bootstrap, $server, $mapping) = @$_;

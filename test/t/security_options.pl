@@ -1,5 +1,5 @@
 # What options may say, and who may say it: every property that librdkafka has, files by role and place, credentials of
-# one's own.
+# one's own; and who a worker is.
 use strict;
 use warnings;
 use Hybridiot::Test;
@@ -253,6 +253,50 @@ is(verdict($super, "CREATE SERVER probe FOREIGN DATA WRAPPER hybridiot_kafka OPT
 	for 'k', 'k:', ':1', 'k:0', 'k:65536', 'k:1x', 'PLAINTEXT://k:1', 'k:1/x', 'k:1 k2:1', '::1:9092', ',';
 is(verdict($super, "CREATE SERVER probe FOREIGN DATA WRAPPER hybridiot_kafka OPTIONS (bootstrap_servers '$_')"), 'ok', "brokers: '$_'")
 	for 'k-1.example:1', 'k1:9092, k2:9092', '[::1]:9092,127.0.0.1:65535';
+
+# ---------------------------------------------------------------- a worker, whose session is a superuser's, as the owner
+
+# sql/trojan.sql has all places; here it is the worker that runs them.
+$node->safe_psql('test', <<~'END');
+	CREATE SERVER archive FOREIGN DATA WRAPPER hybridiot_kafka OPTIONS (transport 'table');
+	GRANT USAGE ON FOREIGN SERVER archive TO engineer;
+	SET ROLE engineer;
+	CREATE TABLE log (partition int, "offset" bigint, "timestamp" timestamptz, key bytea, value bytea, headers jsonb);
+	CREATE TABLE outcome (place text, statement text, state text, who name);
+	CREATE TABLE target (n int);
+	CREATE TABLE pending (n int);
+	CREATE FUNCTION escape(place text) RETURNS bool LANGUAGE plpgsql AS $$
+	DECLARE statement text;
+	BEGIN
+	  FOREACH statement IN ARRAY ARRAY['RESET ROLE', 'SET ROLE NONE', 'RESET SESSION AUTHORIZATION', 'SET SESSION AUTHORIZATION DEFAULT',
+	    'SELECT set_config(''role'', ''none'', false)', 'SELECT set_config(''session_authorization'', session_user, false)',
+	    'ALTER ROLE engineer SUPERUSER', 'SELECT rolpassword FROM pg_authid', 'COPY log TO PROGRAM ''true''', 'CREATE TEMP TABLE t (a int)',
+	    'SET CONSTRAINTS ALL DEFERRED; INSERT INTO public.pending VALUES (1)', 'DECLARE c CURSOR WITH HOLD FOR SELECT 1',
+	    'UPDATE hybridiot.pipeline_position SET next_offset = 0'] LOOP
+	    BEGIN
+	      EXECUTE statement;
+	      INSERT INTO public.outcome VALUES (place, statement, 'done', current_user);
+	    EXCEPTION WHEN OTHERS THEN
+	      INSERT INTO public.outcome VALUES (place, statement, SQLSTATE, current_user);
+	    END;
+	  END LOOP;
+	  PERFORM pg_advisory_unlock_all();
+	  RETURN true;
+	END $$;
+	CREATE FUNCTION trap() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM public.escape(TG_NAME); RETURN NEW; END $$;
+	CREATE DOMAIN checked AS int CHECK (public.escape('domain'));
+	CREATE TRIGGER before BEFORE INSERT ON target FOR EACH ROW EXECUTE FUNCTION trap();
+	CREATE CONSTRAINT TRIGGER late AFTER INSERT ON target DEFERRABLE INITIALLY IMMEDIATE FOR EACH ROW EXECUTE FUNCTION trap();
+	CREATE CONSTRAINT TRIGGER later AFTER INSERT ON pending DEFERRABLE INITIALLY IMMEDIATE FOR EACH ROW EXECUTE FUNCTION trap();
+	CREATE FOREIGN TABLE trapped (n checked) SERVER archive OPTIONS (topic 't', source 'public.log');
+	INSERT INTO log VALUES (0, 0, now(), NULL, '{"n": 1}');
+	SELECT hybridiot.create_pipeline('trapped', 'INSERT INTO target SELECT n FROM trapped WHERE public.escape(''where'')');
+	END
+poll_is($node, 'SELECT count(*) FROM target', '1', 'a pipeline with traps runs');
+is($node->safe_psql('test', q(SELECT string_agg(DISTINCT place, ' ' ORDER BY place) FROM outcome)), 'before domain late where', 'all of them were sprung');
+is($node->safe_psql('test', q(SELECT string_agg(DISTINCT who || ' ' || state, ', ') FROM outcome)), 'engineer 42501', 'as the owner, and in vain');
+is($node->safe_psql('test', q(SELECT count(*) FROM pending)), '0', 'nothing waits for COMMIT');
+is($node->safe_psql('test', q(SELECT rolsuper FROM pg_roles WHERE rolname = 'engineer')), 'f', 'whoever tried is no superuser');
 
 # ---------------------------------------------------------------- networks
 

@@ -24,7 +24,7 @@ use Time::HiRes qw(sleep time);
 use Hybridiot::Fleet;
 
 our @EXPORT = qw(
-	kafka artemis broker
+	kafka another_kafka artemis broker
 	create_topic delete_topic add_partitions configure_topic empty_topic offsets produce fill start_fill
 	new_node copied_node start_fleet write_secret secret
 	worker_pid kill_worker kill_postmaster expect_killed
@@ -62,6 +62,15 @@ sub _environment
 
 # kafka()->{bootstrap}, {sasl_bootstrap}, {tls_bootstrap}, {ca}, {user}, {password}, {dir}
 sub kafka { return _environment('kafka', 'KAFKA_BOOTSTRAP') }
+
+# another_kafka('3.9.2'): a broker of that version for this test alone, told as kafka() tells.
+sub another_kafka
+{
+	local $ENV{HYBRIDIOT_KAFKA_VERSION} = shift;
+	my $dir = PostgreSQL::Test::Utils::tempdir('another_kafka');
+	push @own_brokers, [ 'kafka', $dir ];
+	return { map { /^KAFKA_(\w+)=(.*)$/ ? (lc $1 => $2) : () } split /\n/, _run("$tools/kafka", 'start', $dir) };
+}
 
 # artemis()->{host}, {port}, {tls_port}, {ca}, {user}, {password}, {dir}
 sub artemis { return _environment('artemis', 'ARTEMIS_PORT') }

@@ -665,6 +665,7 @@ serve(MemoryContext context)
 			error_context_stack = &callback;
 
 			PipelineConnect(pipeline);
+			PipelineAssign(pipeline);
 			MemoryContextSwitchTo(TopMemoryContext);
 			loop.waits = CreateWaitEventSet(NULL, 3);
 			AddWaitEventToSet(loop.waits, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
@@ -767,6 +768,7 @@ run_to_end(Pipeline *pipeline, int64 max_records)
 		SourceWatermarks(pipeline->source, pipeline->parts[i].topic, pipeline->parts[i].partition,
 						 SESSION_PATIENCE_MS, &low, &ends[i]);
 	}
+	PipelineAssign(pipeline);
 	while (!finished && total < max_records)
 	{
 		int			limit = (int) Min(batch_limit(pipeline), max_records - total);

@@ -275,8 +275,8 @@ state_from_row(PartitionState *part, const PositionRow *row)
 	part->changed = false;
 }
 
-static void
-assign(Pipeline *pipeline)
+void
+PipelineAssign(Pipeline *pipeline)
 {
 	KafkaPartition *parts = palloc0(sizeof(KafkaPartition) * Max(pipeline->nparts, 1));
 
@@ -399,8 +399,6 @@ PipelineConnect(Pipeline *pipeline)
 		pipeline->rollup = RollupOpen(pipeline);
 	if (!pipeline->in_session)
 		WorkerCommit();
-	MemoryContextSwitchTo(pipeline->context);
-	assign(pipeline);
 	MemoryContextSwitchTo(old);
 }
 
@@ -424,7 +422,7 @@ PipelineRewind(Pipeline *pipeline)
 	}
 	BatchReset(pipeline->batch);
 	SourceRelease(pipeline->source);
-	assign(pipeline);
+	PipelineAssign(pipeline);
 }
 
 bool

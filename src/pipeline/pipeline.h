@@ -107,9 +107,14 @@ extern PipelineDefinition *PipelineOfCaller(FunctionCallInfo fcinfo);
 extern Pipeline *PipelineOpen(int32 id, bool in_session, int member);
 /*
  * Reach the log: partitions are counted, those without a position get one, whoever will read them, and this
- * worker's share is assigned. In a worker outside transactions.
+ * worker takes its share. In a worker outside transactions.
  */
 extern void PipelineConnect(Pipeline *pipeline);
+/*
+ * Begin to read. A broker answers in turn, and a question may have to wait for a fetch that waits for records: ask
+ * what there is to ask before.
+ */
+extern void PipelineAssign(Pipeline *pipeline);
 /* NULL allowed; never throws. */
 extern void PipelineClose(Pipeline *pipeline);
 /* Back to the stored positions: in memory and at the source. In a transaction. */

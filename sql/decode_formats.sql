@@ -47,12 +47,13 @@ SELECT value, decoded('csv_types', convert_to(value, 'UTF8')) FROM (VALUES
 CREATE FOREIGN TABLE as_text (v text) SERVER archive OPTIONS (topic 't', source 'public.one', format 'text');
 CREATE FOREIGN TABLE as_numeric (v numeric, pos bigint OPTIONS (metadata 'offset')) SERVER archive OPTIONS (topic 't', source 'public.one', format 'text');
 CREATE FOREIGN TABLE as_json (v jsonb) SERVER archive OPTIONS (topic 't', source 'public.one', format 'text');
+CREATE FOREIGN TABLE as_plain_json (v json) SERVER archive OPTIONS (topic 't', source 'public.one', format 'text');
 CREATE FOREIGN TABLE as_time (v timestamptz) SERVER archive OPTIONS (topic 't', source 'public.one', format 'text', event_time 'v');
 CREATE FOREIGN TABLE as_bytes (v bytea) SERVER archive OPTIONS (topic 't', source 'public.one', format 'text');
 SELECT stream, value, decoded(stream, value) FROM (VALUES
   ('as_text', convert_to(E'line\nline, "é"\n', 'UTF8')), ('as_text', ''), ('as_text', '\xff'), ('as_text', '\x00'), ('as_text', NULL),
   ('as_numeric', '20.50'), ('as_numeric', ''), ('as_numeric', E'1\n'), ('as_numeric', '1;'),
-  ('as_json', '{"a": 1}'), ('as_json', '{"a": '), ('as_time', '2026-01-01T00:00:00Z'), ('as_time', 'infinity'), ('as_time', '1767225600'),
+  ('as_json', '{"a": 1}'), ('as_json', '{"a": '), ('as_plain_json', '{"a":  1}'), ('as_plain_json', '{"a": '), ('as_plain_json', ''), ('as_time', '2026-01-01T00:00:00Z'), ('as_time', 'infinity'), ('as_time', '1767225600'),
   ('as_bytes', convert_to('\x00ff', 'UTF8')), ('as_bytes', 'ab'), ('as_bytes', convert_to('\x0', 'UTF8'))
 ) AS t (stream, value);
 

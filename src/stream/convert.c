@@ -139,8 +139,8 @@ prepare_elements(Converter *converter)
 {
 	Oid			typid = get_element_type(converter->base);
 
-	/* Strings keep their quotes in json; a vector does not begin at 1. */
-	if (!OidIsValid(typid) || getBaseType(typid) != typid || typid == JSONOID ||
+	/* A vector does not begin at 1. */
+	if (!OidIsValid(typid) || getBaseType(typid) != typid ||
 		get_array_type(typid) != converter->base)
 		return;
 	converter->element = ConverterCreate(converter->column, typid, converter->typmod);
@@ -489,8 +489,6 @@ fast_input(Converter *converter, const char *text, int32 len, Datum *value)
 		case VARCHAROID:
 			if (converter->typmod >= (int32) VARHDRSZ && len > converter->typmod - (int32) VARHDRSZ)
 				return false;
-			 /* FALLTHROUGH */
-		case JSONOID:
 			*value = PointerGetDatum(cstring_to_text_with_len(text, len));
 			return true;
 		case BOOLOID:
@@ -608,6 +606,13 @@ convert_form(Converter *converter, ConvertForm form, const char *text, int32 len
 	}
 	switch (converter->base)
 	{
+		case JSONOID:
+			/* The scanner has found it valid. */
+			if (form != CONVERT_JSON)
+				return false;
+			*value = PointerGetDatum(cstring_to_text_with_len(text, len));
+			*done = true;
+			return true;
 		case BYTEAOID:
 			*done = from_json_bytes(converter, form, text, len, value, error);
 			return true;

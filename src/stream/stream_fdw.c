@@ -137,10 +137,8 @@ typedef struct SessionScan
 {
 	Source	   *source;
 	int64	   *ends;			/* per partition of the assignment: read below it */
-	bool		started;		/* false: a rescan begins anew */
 	bool		exhausted;
 	MemoryContext context;		/* all of this, and the batch */
-	MemoryContext start;		/* what one start needs: ends */
 } SessionScan;
 
 typedef struct StreamScan
@@ -212,36 +210,22 @@ session_assign(StreamScan *scan, const SeekRange *range)
 		SourceAssign(session->source, assignment, nparts);
 }
 
-/* Ready to read from the beginning, with bounds as they are now. A rescan keeps the connection. */
+/* Connect, and be ready to read from the beginning, with bounds as they are now. */
 static void
 session_start(ForeignScanState *node, StreamScan *scan)
 {
-	SessionScan *session = scan->session;
-	MemoryContext old;
+	MemoryContext context = AllocSetContextCreate(scan->context, "hybridiot session scan",
+												  ALLOCSET_DEFAULT_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
 	SeekRange	range;
 
-	if (session == NULL)
-	{
-		MemoryContext context = AllocSetContextCreate(scan->context, "hybridiot session scan",
-													  ALLOCSET_DEFAULT_SIZES);
-
-		old = MemoryContextSwitchTo(context);
-		scan->session = session = palloc0(sizeof(SessionScan));
-		session->context = context;
-		session->start = AllocSetContextCreate(context, "hybridiot session start", ALLOCSET_SMALL_SIZES);
-		scan->batch = BatchCreate(scan->stream, SESSION_BATCH);
-		scan->batch->payload_wanted = scan->payload && scan->stream->payload_columns;
-		session->source = SourceOpen(&scan->stream->source);
-		MemoryContextSwitchTo(old);
-	}
-	BatchReset(scan->batch);
-	scan->batch->cursor = scan->batch->last = 0;
-	SourceRelease(session->source);
-	MemoryContextReset(session->start);
-	old = MemoryContextSwitchTo(session->start);
+	scan->session = palloc0(sizeof(SessionScan));
+	scan->session->context = context;
+	scan->batch = BatchCreate(scan->stream, SESSION_BATCH);
+	scan->batch->payload_wanted = scan->payload && scan->stream->payload_columns;
+	scan->session->source = SourceOpen(&scan->stream->source);
 	SeekEvaluate(scan->seeks, scan->values, node->ss.ps.ps_ExprContext, &range);
 	session_assign(scan, &range);
-	session->started = true;
 	MemoryContextSwitchTo(old);
 }
 
@@ -522,7 +506,7 @@ iterate_scan(ForeignScanState *node)
 					 errmsg("a row was changed by somebody else while the batch was applied to it")));
 		open_in_session(node, scan);
 	}
-	if (scan->session == NULL || !scan->session->started)
+	if (scan->session == NULL)
 		session_start(node, scan);
 	for (;;)
 	{
@@ -565,11 +549,14 @@ rescan(ForeignScanState *node)
 {
 	StreamScan *scan = node->fdw_state;
 
-	/* A topic is read again from the start: bounds may have other values now. */
+	/*
+	 * A topic is read again from the start: bounds may have other values now. Not over the same connection: a
+	 * broker answers in turn, and what is asked would wait for fetches that wait for records.
+	 */
 	if (scan->exposed)
 		scan->batch->cursor = scan->batch->first;
-	else if (scan->session)
-		scan->session->started = false;
+	else
+		session_close(scan);
 }
 
 static void

@@ -66,7 +66,7 @@ typedef struct BulkTable
 	TupleConversionMap *map;	/* from the target's row to this one's; NULL: they are alike */
 	bool		one_by_one;		/* its rows cannot be held back */
 	bool		kept_slots;		/* the bulk's slots fit its rows */
-	TupleTableSlot *slot;		/* then: for one row */
+	TupleTableSlot *slot;		/* of a table whose rows go one by one */
 	int			nrows;			/* held back */
 	int			size;			/* of the arrays */
 	TupleTableSlot **slots;

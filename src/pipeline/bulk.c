@@ -5,7 +5,7 @@
  * PostgreSQL plans the statement and checks its rights, and its executor runs the SELECT with all casts, defaults and
  * joins. Only the loop of the topmost node, ModifyTable, is exchanged for one of ours: rows are
  * routed to their partitions and checked one by one, as ever, but held back and written with table_multi_insert(),
- * which costs less than half of the time and of the WAL. Then come index entries and AFTER triggers, row by row.
+ * which costs less. Then come index entries and AFTER triggers, row by row.
  *
  * That is right only where nobody can see that a row came later than its time. So the conditions are
  * those of COPY (CopyFrom() in PostgreSQL's copyfrom.c): no BEFORE ROW or INSTEAD OF triggers, no foreign

@@ -160,7 +160,6 @@ GateBadCertificate(Gate *gate, char *text, size_t len)
 
 	pthread_mutex_lock(&gate->mutex);
 	error = gate->certificate_error;
-	gate->certificate_error = 0;
 	if (error != 0 && certificate_problem(error))
 		snprintf(text, len, "the certificate of broker %s %s", gate->certificate_peer,
 				 certificate_problem(error));

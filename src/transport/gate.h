@@ -31,7 +31,7 @@ extern int	GateConnect(Gate *gate, int fd, const struct sockaddr *address, sockl
  * certificate is good, which is for OpenSSL alone to say; here it is only noted.
  */
 extern bool GateNoteCertificate(Gate *gate, int error, const char *peer);
-/* What was wrong with a certificate, if one was refused since the last call; false if none was. */
+/* What was wrong with the last certificate that was refused; false if none was. */
 extern bool GateBadCertificate(Gate *gate, char *text, size_t len);
 
 /* Is somebody kept out of whose addresses none was let in for a while? Then says who. */

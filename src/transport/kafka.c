@@ -36,6 +36,7 @@
 #define PROBE_TIMEOUT_MS 100
 #define DESTROY_TIMEOUT_MS 2000
 #define ERROR_LEN 512
+#define ANSWER_MS 1000			/* for a broker to answer what needs no waiting */
 
 struct KafkaConsumer
 {
@@ -149,7 +150,8 @@ note_error(rd_kafka_t *handle, int err, const char *reason, void *opaque)
 			break;
 		case RD_KAFKA_RESP_ERR__SSL:
 			consumer->verdict = KAFKA_BROKEN;
-			if (GateBadCertificate(consumer->gate, consumer->error, ERROR_LEN))
+			if (strstr(reason, "certificate verify failed") &&
+				GateBadCertificate(consumer->gate, consumer->error, ERROR_LEN))
 				break;
 			consumer->misspoken = !consumer->answered;
 			/* FALLTHROUGH */
@@ -529,6 +531,17 @@ KafkaCountPartitions(KafkaConsumer *consumer, const char *topic, int timeout_ms,
 	return result_of(consumer, err);
 }
 
+/* How long a broker may hold a fetch for records to come, in ms. */
+static int
+longest_fetch(KafkaConsumer *consumer)
+{
+	char		value[32] = "";
+	size_t		len = sizeof(value);
+
+	(void) rd_kafka_conf_get(rd_kafka_conf(consumer->handle), "fetch.wait.max.ms", value, &len);
+	return atoi(value);
+}
+
 /* Times that mean no time. */
 #define AT_BEGINNING RD_KAFKA_OFFSET_BEGINNING
 #define AT_END RD_KAFKA_OFFSET_END
@@ -544,6 +557,8 @@ list_offset(KafkaConsumer *consumer, const char *topic, int32 partition, int64 w
 	rd_kafka_topic_partition_list_t *list = rd_kafka_topic_partition_list_new(1);
 	rd_kafka_resp_err_t err;
 
+	/* The broker answers in order, and may be holding a fetch: who asks again sooner is never answered. */
+	timeout_ms = Max(timeout_ms, longest_fetch(consumer) + ANSWER_MS);
 	rd_kafka_topic_partition_list_add(list, topic, partition)->offset = when_ms;
 	err = rd_kafka_offsets_for_times(consumer->handle, list, timeout_ms);
 	if (err == RD_KAFKA_RESP_ERR_NO_ERROR)

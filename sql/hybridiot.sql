@@ -78,6 +78,12 @@ CREATE TABLE hybridiot.pipeline_position (
 	stream_time pg_catalog.timestamptz,
 	last_record_at pg_catalog.timestamptz,
 	idle pg_catalog.bool NOT NULL,
+	last_offset pg_catalog.int8,
+	last_timestamp pg_catalog.timestamptz,
+	last_size pg_catalog.int8,
+	last_crc pg_catalog.int8,
+	leader_epoch pg_catalog.int8,
+	topic_id pg_catalog.text,
 	PRIMARY KEY (pipeline, topic, partition)
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE hybridiot.pipeline_position IS 'first offset not yet applied, per pipeline and partition; read hybridiot.position instead';

@@ -112,3 +112,12 @@ FROM hybridiot.worker_slots() w LEFT JOIN hybridiot.pipeline_definition d ON d.i
 COMMENT ON VIEW hybridiot.stat_worker IS 'workers of this database that run now';
 
 GRANT SELECT ON hybridiot.stat_worker TO PUBLIC;
+
+-- The last record applied, to be found in the log again: null until a pipeline has applied one.
+ALTER TABLE hybridiot.pipeline_position
+	ADD COLUMN last_offset pg_catalog.int8,
+	ADD COLUMN last_timestamp pg_catalog.timestamptz,
+	ADD COLUMN last_size pg_catalog.int8,
+	ADD COLUMN last_crc pg_catalog.int8,
+	ADD COLUMN leader_epoch pg_catalog.int8,
+	ADD COLUMN topic_id pg_catalog.text;

@@ -471,7 +471,8 @@ PositionRow *
 CatalogReadPositions(int32 id, MemoryContext context, int *n)
 {
 	static CatalogQuery query = {
-		.sql = "SELECT topic, partition, next_offset, end_offset, stream_time, last_record_at, idle"
+		.sql = "SELECT topic, partition, next_offset, end_offset, stream_time, last_record_at, idle,"
+		" last_offset, last_timestamp, last_size, last_crc, leader_epoch, topic_id"
 		" FROM hybridiot.pipeline_position WHERE pipeline = $1 ORDER BY topic, partition",
 		.nargs = 1,.argtypes = {INT4OID}
 	};
@@ -493,6 +494,12 @@ CatalogReadPositions(int32 id, MemoryContext context, int *n)
 		rows[i].stream_time = column_time(i, 5);
 		rows[i].last_record_at = column_time(i, 6);
 		rows[i].idle = DatumGetBool(CatalogColumn(i, 7, &isnull));
+		rows[i].last.offset = column_int64(i, 8, -1);
+		rows[i].last.timestamp = column_time(i, 9);
+		rows[i].last.size = column_int64(i, 10, 0);
+		rows[i].last.crc = (uint32) column_int64(i, 11, 0);
+		rows[i].last.leader_epoch = (int32) column_int64(i, 12, -1);
+		rows[i].topic_id = CatalogString(i, 13, context);
 	}
 	CatalogLeave(&scope);
 	return rows;
@@ -628,10 +635,12 @@ CatalogMovePositions(const PipelineDefinition *def, const PositionMove *moves, i
 	/* A pipeline may have been sent back to where it stood: the offset alone does not tell. */
 	static CatalogQuery update = {
 		.sql = "UPDATE hybridiot.pipeline_position SET next_offset = $5, end_offset = $6, stream_time = $7,"
-		" last_record_at = $8, idle = $9"
+		" last_record_at = $8, idle = $9, last_offset = $10, last_timestamp = $11, last_size = $12, last_crc = $13,"
+		" leader_epoch = $14, topic_id = $15"
 		" WHERE pipeline = $1 AND topic = $2 AND partition = $3 AND next_offset = $4"
-		" AND EXISTS (SELECT FROM hybridiot.pipeline_definition WHERE id = $1 AND seeks = $10)",
-		.nargs = 10,.argtypes = {INT4OID, TEXTOID, INT4OID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID, INT4OID}
+		" AND EXISTS (SELECT FROM hybridiot.pipeline_definition WHERE id = $1 AND seeks = $16)",
+		.nargs = 16,.argtypes = {INT4OID, TEXTOID, INT4OID, INT8OID, INT8OID, INT8OID, TIMESTAMPTZOID, TIMESTAMPTZOID, BOOLOID,
+		INT8OID, TIMESTAMPTZOID, INT8OID, INT8OID, INT8OID, TEXTOID, INT4OID}
 	};
 	CatalogScope scope;
 	bool		all = true;
@@ -640,8 +649,9 @@ CatalogMovePositions(const PipelineDefinition *def, const PositionMove *moves, i
 	for (int i = 0; i < n && all; i++)
 	{
 		const PositionRow *row = &moves[i].row;
-		Datum		values[10];
-		char		nulls[11] = "          ";
+		bool		unmarked = row->last.offset < 0;
+		Datum		values[16];
+		char		nulls[17] = "                ";
 
 		values[0] = Int32GetDatum(def->id);
 		values[1] = CStringGetTextDatum(row->topic);
@@ -654,7 +664,15 @@ CatalogMovePositions(const PipelineDefinition *def, const PositionMove *moves, i
 		set_nullable(values, nulls, 7, TimestampTzGetDatum(row->last_record_at),
 					 row->last_record_at == DT_NOBEGIN);
 		values[8] = BoolGetDatum(row->idle);
-		values[9] = Int32GetDatum(def->seeks);
+		set_nullable(values, nulls, 9, Int64GetDatum(row->last.offset), unmarked);
+		set_nullable(values, nulls, 10, TimestampTzGetDatum(row->last.timestamp),
+					 unmarked || row->last.timestamp == DT_NOBEGIN);
+		set_nullable(values, nulls, 11, Int64GetDatum(row->last.size), unmarked);
+		set_nullable(values, nulls, 12, Int64GetDatum((int64) row->last.crc), unmarked);
+		set_nullable(values, nulls, 13, Int64GetDatum((int64) row->last.leader_epoch), row->last.leader_epoch < 0);
+		set_nullable(values, nulls, 14, row->topic_id ? CStringGetTextDatum(row->topic_id) : (Datum) 0,
+					 row->topic_id == NULL);
+		values[15] = Int32GetDatum(def->seeks);
 		all = CatalogExecute(&update, values, nulls, 0) == 1;
 	}
 	CatalogLeave(&scope);

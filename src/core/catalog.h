@@ -104,6 +104,8 @@ typedef struct PositionRow
 	TimestampTz stream_time;	/* DT_NOBEGIN: no record seen */
 	TimestampTz last_record_at; /* clock when the last record was read; DT_NOBEGIN */
 	bool		idle;
+	RecordMark	last;			/* the last record applied */
+	char	   *topic_id;		/* NULL: not known */
 } PositionRow;
 
 /* A position's move, for the compare-and-set. */

@@ -21,6 +21,7 @@
 #define HYBRIDIOT_MAX_HEADERS 1024	/* headers of one record */
 #define HYBRIDIOT_REASON_LEN 512	/* bytes of a reason kept in shared memory */
 #define HYBRIDIOT_JSON_DEPTH 256	/* nesting the JSON decoder follows */
+#define HYBRIDIOT_BATCH_BYTES (64 * 1024 * 1024)	/* a batch that holds so many bytes of records is full */
 
 /*
  * One record of a log, as a source hands it out. The bytes belong to the
@@ -47,6 +48,16 @@ typedef struct Record
 	int32		nheaders;
 	int32		leader_epoch;	/* -1: not known */
 } Record;
+
+/* What is kept of a record, to tell later whether a log is still the one that had it. */
+typedef struct RecordMark
+{
+	int64		offset;			/* -1: no record is known */
+	TimestampTz timestamp;
+	int64		size;			/* bytes of key and value */
+	uint32		crc;			/* of key and value */
+	int32		leader_epoch;	/* -1: not known */
+} RecordMark;
 
 /* A name and a value, as options and client properties are. */
 typedef struct Option

@@ -1,10 +1,12 @@
 /*
  * record.c
- *		Parts of a record as SQL values.
+ *		Parts of a record as SQL values; how a record is known again.
  */
 #include "postgres.h"
 
 #include "mb/pg_wchar.h"
+#include "port/pg_bswap.h"
+#include "port/pg_crc32c.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 
@@ -139,4 +141,47 @@ HeadersFromJsonb(Record *record, Jsonb *headers)
 		}
 	}
 	record->headers = list;
+}
+
+/* With their length: null and empty differ, and so does a key that ends where another's value begins. */
+static void
+add_bytes(uint32 *crc, const char *bytes, int32 len)
+{
+	uint32		portable = pg_hton32((uint32) len);
+
+	COMP_CRC32C(*crc, &portable, sizeof(portable));
+	if (len > 0)
+		COMP_CRC32C(*crc, bytes, len);
+}
+
+RecordMark
+RecordMarkOf(const Record *record)
+{
+	RecordMark	mark = {
+		.offset = record->offset,
+		.timestamp = record->timestamp,
+		.size = RecordBytes(record),
+		.leader_epoch = record->leader_epoch
+	};
+
+	INIT_CRC32C(mark.crc);
+	add_bytes(&mark.crc, record->key, record->key_len);
+	add_bytes(&mark.crc, record->value, record->value_len);
+	FIN_CRC32C(mark.crc);
+	return mark;
+}
+
+const char *
+RecordMarkContradicted(const RecordMark *mark, const Record *record)
+{
+	if (record->offset == mark->offset)
+	{
+		RecordMark	now = RecordMarkOf(record);
+
+		if (now.timestamp != mark->timestamp || now.size != mark->size || now.crc != mark->crc)
+			return "another record was applied there";
+	}
+	else if (record->leader_epoch >= 0 && record->leader_epoch < mark->leader_epoch)
+		return "it is of an older leader than what was applied";
+	return NULL;
 }

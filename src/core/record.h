@@ -1,6 +1,6 @@
 /*
  * record.h
- *		Parts of a record as SQL values.
+ *		Parts of a record as SQL values; how a record is known again.
  */
 #ifndef HYBRIDIOT_RECORD_H
 #define HYBRIDIOT_RECORD_H
@@ -20,5 +20,19 @@ extern void HeadersFromJsonb(Record *record, Jsonb *headers);
 
 /* Bytes as text of the server's encoding; NULL if they are not valid in it. palloc'd. */
 extern char *BytesAsText(const char *bytes, int32 len);
+
+/* Bytes that a record holds: key and value. */
+#define RecordBytes(record) ((int64) Max((record)->key_len, 0) + Max((record)->value_len, 0))
+
+#define RECORD_MARK_NONE ((RecordMark) {.offset = -1, .leader_epoch = -1})
+
+/* Reads all bytes of the record: for the last one of a batch, not for each. */
+extern RecordMark RecordMarkOf(const Record *record);
+
+/*
+ * Does a record that came from a log speak against it being the log that mark was taken from? It is the record at that offset, and
+ * another one; or its leader's epoch is older, which in one log never follows a younger one. Returns what is wrong, or NULL.
+ */
+extern const char *RecordMarkContradicted(const RecordMark *mark, const Record *record);
 
 #endif							/* HYBRIDIOT_RECORD_H */

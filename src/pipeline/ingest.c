@@ -474,7 +474,7 @@ batch_is_due(Pipeline *pipeline, Loop *loop)
 {
 	StreamBatch *batch = pipeline->batch;
 
-	return batch->nrecords >= batch_limit(pipeline) ||
+	return batch->nrecords >= batch_limit(pipeline) || SourceIsFull(pipeline->source) ||
 		(batch->nrecords > 0 &&
 		 ClockMonotonicMs() - loop->first_at >= pipeline->def->options.batch_delay_us / 1000);
 }
@@ -592,10 +592,10 @@ pipeline_error(ErrorData *error)
 
 	if (!bears)
 		snprintf(reason, sizeof(reason), "record at %s cannot be applied: %s", StrainPlace(), error->message);
-	else if (error->detail)
-		snprintf(reason, sizeof(reason), "%s (%s)", error->message, error->detail);
 	else
-		strlcpy(reason, error->message, sizeof(reason));
+		snprintf(reason, sizeof(reason), "%s%s%s%s%s%s", error->message,
+				 error->detail ? " (" : "", error->detail ? error->detail : "", error->detail ? ")" : "",
+				 error->hint ? ". " : "", error->hint ? error->hint : "");
 	reason[pg_mbcliplen(reason, (int) strlen(reason), sizeof(reason) - 1)] = '\0';
 	SlotSetError(MyWorkerSlot, reason);
 
@@ -777,7 +777,8 @@ run_to_end(Pipeline *pipeline, int64 max_records)
 		CHECK_FOR_INTERRUPTS();
 		n = fill_batch(pipeline, limit);
 		finished = session_finished(pipeline, ends);
-		if (pipeline->batch->nrecords >= limit || (finished && pipeline->batch->nrecords > 0))
+		if (pipeline->batch->nrecords >= limit || SourceIsFull(pipeline->source) ||
+			(finished && pipeline->batch->nrecords > 0))
 		{
 			int			records = pipeline->batch->nrecords;
 			int			pending = pipeline->since_checkpoint;

@@ -18,6 +18,7 @@
 #include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "nodes/nodes.h"
+#include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -25,11 +26,13 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/timestamp.h"
+#include "utils/wait_event.h"
 
 #include "core/catalog_origin.h"
 #include "core/clock.h"
 #include "core/compat.h"
 #include "core/options.h"
+#include "core/record.h"
 #include "pipeline/bulk.h"
 #include "pipeline/latest.h"
 #include "pipeline/pipeline.h"
@@ -39,7 +42,10 @@
 
 /* How long a worker asks brokers before it backs off. */
 #define CONNECT_TIMEOUT_MS 5000
-#define PARTITION_REFRESH_MS 30000
+#define PARTITION_REFRESH_MS 10000
+#define REFRESH_TIMEOUT_MS 1000
+
+#define REPLACED_HINT "Nothing of the new topic was read. hybridiot.seek_pipeline begins to read it, wherever you say."
 
 TimestampTz
 PipelineNow(Pipeline *pipeline)
@@ -267,6 +273,7 @@ static void
 state_from_row(PartitionState *part, const PositionRow *row)
 {
 	part->stored_offset = part->next_offset = row->next_offset;
+	part->last = row->last;
 	part->end_offset = part->stored_end = row->end_offset;
 	part->stream_time = row->stream_time;
 	part->last_record_at = row->last_record_at;
@@ -285,6 +292,10 @@ PipelineAssign(Pipeline *pipeline)
 		parts[i].topic = pipeline->parts[i].topic;
 		parts[i].partition = pipeline->parts[i].partition;
 		parts[i].next_offset = pipeline->parts[i].next_offset;
+		parts[i].last = pipeline->parts[i].last;
+		/* A position that was moved by hand has left its record behind, or it comes again. */
+		if (parts[i].last.offset >= parts[i].next_offset)
+			parts[i].last = RECORD_MARK_NONE;
 	}
 	SourceAssign(pipeline->source, parts, pipeline->nparts);
 	pfree(parts);
@@ -305,21 +316,87 @@ read_positions(Pipeline *pipeline, int *nrows)
 	return rows;
 }
 
+/* What is known of a topic that was read before must still be true of it. */
+static void
+topic_replaced(const char *topic, const char *detail)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("topic \"%s\" was deleted and created again", topic),
+			 errdetail("%s", detail),
+			 errhint(REPLACED_HINT)));
+}
+
+/* The ids of all topics; one that is not the stored one stops the pipeline. */
+static void
+check_topic_ids(Pipeline *pipeline, const PositionRow *rows, int nrows)
+{
+	for (int topic = 0; topic < pipeline->stream->ntopics; topic++)
+	{
+		const char *name = pipeline->stream->topics[topic];
+		char	   *id = SourceTopicId(pipeline->source, topic, CONNECT_TIMEOUT_MS);
+
+		for (int i = 0; i < nrows; i++)
+		{
+			if (strcmp(rows[i].topic, name) != 0 || rows[i].topic_id == NULL)
+				continue;
+			if (id == NULL)
+				id = rows[i].topic_id;	/* whoever is asked now cannot tell */
+			else if (strcmp(id, rows[i].topic_id) != 0)
+				topic_replaced(name, psprintf("Its id was %s and is %s.", rows[i].topic_id, id));
+		}
+		pipeline->topic_ids[topic] = id;
+	}
+}
+
+/*
+ * How many partitions a topic has. They never get fewer, but brokers may be slow to hear of new ones: those that
+ * have a position are waited for. A table has as many as its rows say.
+ */
+static int32
+topic_partitions(Pipeline *pipeline, int topic, const PositionRow *rows, int nrows)
+{
+	const char *name = pipeline->stream->topics[topic];
+	TimestampTz give_up = TimestampTzPlusMilliseconds(GetCurrentTimestamp(), CONNECT_TIMEOUT_MS);
+	int32		stored = 0;
+	int32		count;
+
+	for (int i = 0; i < nrows; i++)
+		if (strcmp(rows[i].topic, name) == 0)
+			stored = Max(stored, rows[i].partition + 1);
+	while ((count = SourceCountPartitions(pipeline->source, topic, CONNECT_TIMEOUT_MS)) < stored &&
+		   !pipeline->stream->source.table)
+	{
+		if (GetCurrentTimestamp() > give_up)
+			topic_replaced(name, psprintf("It had %d partitions and has %d.", stored, count));
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 250,
+						 WaitEventExtensionNew("HybridiotPipeline"));
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	return count;
+}
+
 /* How many partitions each topic has, and where each one's place is kept. */
 static int32 *
 count_partitions(Pipeline *pipeline)
 {
 	Stream	   *stream = pipeline->stream;
 	int32	   *counts = palloc(sizeof(int32) * stream->ntopics);
+	int			nrows;
+	PositionRow *rows = read_positions(pipeline, &nrows);
 
+	MemoryContextSwitchTo(pipeline->context);	/* that was a transaction */
 	pipeline->topic_base = palloc(sizeof(int) * stream->ntopics);
+	pipeline->topic_ids = palloc0(sizeof(char *) * stream->ntopics);
 	pipeline->npartitions = 0;
 	for (int topic = 0; topic < stream->ntopics; topic++)
 	{
 		pipeline->topic_base[topic] = pipeline->npartitions;
-		counts[topic] = SourceCountPartitions(pipeline->source, topic, CONNECT_TIMEOUT_MS);
+		counts[topic] = topic_partitions(pipeline, topic, rows, nrows);
 		pipeline->npartitions += counts[topic];
 	}
+	check_topic_ids(pipeline, rows, nrows);
 	pipeline->refreshed_at = PipelineNow(pipeline);
 	return counts;
 }
@@ -368,6 +445,8 @@ take_partitions(Pipeline *pipeline, const int32 *counts, const PositionRow *rows
 			part->topic = topic;
 			part->partition = p;
 			state_from_row(part, &rows[stored]);
+			/* A new position, or a broker or library that can tell more than the one before. */
+			part->changed = pipeline->topic_ids[topic] && rows[stored].topic_id == NULL;
 		}
 }
 
@@ -435,7 +514,19 @@ PipelinePartitionsAdded(Pipeline *pipeline)
 		return false;
 	pipeline->refreshed_at = now;
 	for (int topic = 0; topic < pipeline->stream->ntopics; topic++)
-		total += SourceCountPartitions(pipeline->source, topic, CONNECT_TIMEOUT_MS);
+	{
+		const char *known = pipeline->topic_ids[topic];
+		int32		count = SourcePartitionsNow(pipeline->source, topic, REFRESH_TIMEOUT_MS);
+		char	   *id;
+
+		/* Brokers that do not answer are told by what they do not send. */
+		if (count < 0)
+			return false;
+		total += count;
+		id = known ? SourceTopicId(pipeline->source, topic, CONNECT_TIMEOUT_MS) : NULL;
+		if (id && strcmp(id, known) != 0)
+			topic_replaced(pipeline->stream->topics[topic], psprintf("Its id was %s and is %s.", known, id));
+	}
 	return total > pipeline->npartitions;
 }
 
@@ -453,7 +544,14 @@ raise_fault(Pipeline *pipeline, const KafkaPartition *from)
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("records of topic \"%s\", partition %d are gone: %s", topic,
 							from->partition, from->message),
-					 errhint("Nothing was skipped. Use hybridiot.seek_pipeline to go on behind the gap.")));
+					 errhint("Nothing was skipped. hybridiot.seek_pipeline goes on behind the gap, or anywhere else.")));
+			break;
+		case KAFKA_FAULT_REPLACED:
+			ereport(ERROR,
+					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+					 errmsg("topic \"%s\" was deleted and created again", topic),
+					 errdetail("In partition %d, %s.", from->partition, from->message),
+					 errhint(REPLACED_HINT)));
 			break;
 		case KAFKA_FAULT_GONE:
 			ereport(ERROR,
@@ -465,7 +563,19 @@ raise_fault(Pipeline *pipeline, const KafkaPartition *from)
 			ereport(ERROR,
 					(errcode(ERRCODE_DATA_CORRUPTED),
 					 errmsg("topic \"%s\", partition %d cannot be read: %s", topic,
-							from->partition, from->message)));
+							from->partition, from->message),
+					 from->readable_from >= 0 ?
+					 errhint("Nothing was skipped. If the log cannot be mended, hybridiot.seek_pipeline('%s', '{\"%d\": " INT64_FORMAT "}') goes on with the next record that can be read.",
+							 pipeline->def->name, from->partition, from->readable_from) :
+					 errhint("Nothing was skipped. If the log cannot be mended, hybridiot.seek_pipeline goes on behind the damage.")));
+			break;
+		case KAFKA_FAULT_TOO_LARGE:
+			ereport(ERROR,
+					(errcode(ERRCODE_DATA_CORRUPTED),
+					 errmsg("topic \"%s\", partition %d cannot be read: %s", topic,
+							from->partition, from->message),
+					 errhint("Raise hybridiot.max_record_size and resume the pipeline, or skip the record with hybridiot.seek_pipeline('%s', '{\"%d\": " INT64_FORMAT "}').",
+							 pipeline->def->name, from->partition, from->readable_from)));
 			break;
 		case KAFKA_FAULT_DENIED:
 			ereport(ERROR,
@@ -508,8 +618,16 @@ PipelineAdvancePositions(Pipeline *pipeline, int first, int last)
 		PartitionState *part = PipelinePartition(pipeline, &batch->records[i]);
 
 		part->next_offset = batch->records[i].offset + 1;
+		part->newest = &batch->records[i];
 		part->changed = true;
 	}
+	if (last > first)
+		for (int i = 0; i < n; i++)
+			if (pipeline->parts[i].newest)
+			{
+				pipeline->parts[i].last = RecordMarkOf(pipeline->parts[i].newest);
+				pipeline->parts[i].newest = NULL;
+			}
 	if (last < batch->nrecords)
 		return;
 
@@ -545,6 +663,8 @@ PipelineWritePositions(Pipeline *pipeline)
 		move->row.stream_time = part->stream_time;
 		move->row.last_record_at = part->last_record_at;
 		move->row.idle = part->idle;
+		move->row.last = part->last;
+		move->row.topic_id = pipeline->topic_ids[part->topic];
 	}
 	if (n > 0 && !CatalogMovePositions(pipeline->def, moves, n))
 		ereport(ERROR,

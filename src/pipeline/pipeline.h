@@ -26,6 +26,8 @@ typedef struct PartitionState
 	int32		partition;
 	int64		stored_offset;	/* next offset in the table */
 	int64		next_offset;	/* next offset to apply */
+	RecordMark	last;			/* the last record before it that was applied */
+	const Record *newest;		/* the same, while positions move */
 	int64		end_offset;		/* of the log; -1: unknown */
 	int64		stored_end;		/* the same, as the table has it */
 	bool		at_end;			/* read to the end as far as known */
@@ -49,6 +51,7 @@ typedef struct Pipeline
 	int		   *place;			/* place in parts[] of each partition of the stream; -1: read elsewhere */
 	int			member;			/* which of the pipeline's workers this is */
 	int			members;		/* how many share its partitions; 1 in a session */
+	char	  **topic_ids;		/* of each topic; NULL: not known */
 	SPIPlanPtr	plan;			/* per batch: the statement */
 	struct Bulk *bulk;			/* per batch: how its rows are written (bulk.c) */
 	struct Latest *latest;		/* per batch: what newer records overwrite (latest.c); NULL if compacted */
@@ -121,7 +124,10 @@ extern void PipelineClose(Pipeline *pipeline);
 extern void PipelineRewind(Pipeline *pipeline);
 /* Does the catalog still say what the pipeline was opened from? In a transaction. */
 extern bool PipelineUnchanged(Pipeline *pipeline);
-/* Have partitions been added since PipelineConnect()? Asks the broker at most every PARTITION_REFRESH_MS. */
+/*
+ * Have partitions been added since PipelineConnect()? Asks the broker from time to time. ereport 55000 if a topic is
+ * another one by now.
+ */
 extern bool PipelinePartitionsAdded(Pipeline *pipeline);
 
 /* Take over what the source knows of partitions (ends, progress past gaps); ereport for faults. */

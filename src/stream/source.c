@@ -36,6 +36,8 @@ struct Source
 	MemoryContextCallback close;
 	KafkaPartition *parts;
 	int			nparts;
+	int			nheld;			/* records handed out since SourceRelease() */
+	int64		held_bytes;
 };
 
 /* One question to a broker takes at most this long before interrupts are looked at. */
@@ -223,6 +225,24 @@ SourceCountPartitions(Source *source, int topic, int timeout_ms)
 	return n;
 }
 
+int32
+SourcePartitionsNow(Source *source, int topic, int timeout_ms)
+{
+	const char *name = source->config->topics[topic];
+	int32		n = 0;
+	KafkaResult result;
+
+	if (source->consumer == NULL)
+		return SourceCountPartitions(source, topic, timeout_ms);
+	if (KafkaConsumerError(source->consumer)[0])
+		return -1;				/* they are away */
+	result = KafkaCountPartitions(source->consumer, name, timeout_ms, &n);
+	if (result == KAFKA_AGAIN)
+		return -1;
+	ask_failed(source, result, name);
+	return n;
+}
+
 void
 SourceWatermarks(Source *source, int topic, int32 partition, int timeout_ms,
 				 int64 *low, int64 *high)
@@ -271,6 +291,17 @@ SourceOffsetForTime(Source *source, int topic, int32 partition, TimestampTz when
 	offset = single_value(1, high);
 	table_leave(&scope);
 	return offset;
+}
+
+char *
+SourceTopicId(Source *source, int topic, int timeout_ms)
+{
+	const char *name = source->config->topics[topic];
+	char	   *id = NULL;
+
+	if (source->consumer)
+		ASK(source, name, timeout_ms, KafkaTopicId(source->consumer, name, ASK_SLICE_MS, &id));
+	return id;
 }
 
 void
@@ -347,6 +378,23 @@ table_record(HeapTuple row, Record *record)
 		HeadersFromJsonb(record, DatumGetJsonbPCopy(value));
 }
 
+static KafkaPartition *
+table_partition(Source *source, int32 partition)
+{
+	for (int i = 0; i < source->nparts; i++)
+		if (source->parts[i].partition == partition)
+			return &source->parts[i];
+	return NULL;
+}
+
+static void
+table_fault(KafkaPartition *part, KafkaFault fault, const char *message)
+{
+	part->fault = fault;
+	part->readable_from = -1;
+	strlcpy(part->message, message, sizeof(part->message));
+}
+
 /* Ends of all assigned partitions, as of now. */
 static void
 table_ends(Source *source)
@@ -361,47 +409,91 @@ table_ends(Source *source)
 					1, types, values);
 		part->end_offset = single_value(1, 0);
 		part->at_end = part->next_offset >= part->end_offset;
+
+		/* No rows at all: what was read may be deleted. */
+		if (part->end_offset > 0 && part->end_offset < part->next_offset &&
+			part->last.offset >= 0 && part->fault == KAFKA_FAULT_NONE)
+			table_fault(part, KAFKA_FAULT_GAP,
+						psprintf("the log ends at " INT64_FORMAT ", before the position " INT64_FORMAT "; the table was replaced",
+								 part->end_offset, part->next_offset));
 	}
+}
+
+/* Is it a record to be delivered, not the one of before? */
+static bool
+table_take(Source *source, KafkaPartition *part, const Record *record)
+{
+	const char *contradiction = RecordMarkContradicted(&part->last, record);
+
+	if (contradiction)
+		table_fault(part, KAFKA_FAULT_REPLACED,
+					psprintf("the record at offset " INT64_FORMAT " is not of the log that was read before: %s",
+							 record->offset, contradiction));
+	if (part->fault != KAFKA_FAULT_NONE || record->offset < part->next_offset)
+		return false;
+	part->next_offset = record->offset + 1;
+	source->held_bytes += RecordBytes(record);
+	return true;
+}
+
+/* Rows from the positions on, and those that were the last ones before them. */
+static void
+table_rows(Source *source, int max)
+{
+	Datum	   *partitions = palloc(sizeof(Datum) * source->nparts);
+	Datum	   *nexts = palloc(sizeof(Datum) * source->nparts);
+	Datum	   *lasts = palloc(sizeof(Datum) * source->nparts);
+	Oid			types[] = {INT4ARRAYOID, INT8ARRAYOID, INT8ARRAYOID, INT8OID};
+	Datum		values[4];
+
+	for (int i = 0; i < source->nparts; i++)
+	{
+		partitions[i] = Int32GetDatum(source->parts[i].partition);
+		nexts[i] = Int64GetDatum(source->parts[i].next_offset);
+		lasts[i] = Int64GetDatum(source->parts[i].last.offset);
+	}
+	values[0] = PointerGetDatum(construct_array(partitions, source->nparts, INT4OID, 4, true, TYPALIGN_INT));
+	values[1] = PointerGetDatum(construct_array(nexts, source->nparts, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	values[2] = PointerGetDatum(construct_array(lasts, source->nparts, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	values[3] = Int64GetDatum((int64) max + source->nparts);
+	table_query(source, "SELECT s.partition::int4, s.\"offset\"::int8, s.\"timestamp\"::timestamptz, s.key::bytea, s.value::bytea, s.headers::jsonb"
+				" FROM %s s JOIN unnest($1, $2, $3) AS p (partition, next, last)"
+				" ON s.partition = p.partition AND (s.\"offset\" >= p.next OR s.\"offset\" = p.last)"
+				" ORDER BY s.\"offset\", s.partition LIMIT $4", 4, types, values);
 }
 
 static int
 table_poll(Source *source, Record *records, int max)
 {
 	TableScope	scope;
-	Datum	   *partitions;
-	Datum	   *offsets;
-	Oid			types[] = {INT4ARRAYOID, INT8ARRAYOID, INT8OID};
-	Datum		values[3];
-	int			n;
+	int			n = 0;
+
+	/* Also the rows that were only looked at. */
+	if (source->nheld == 0)
+		MemoryContextReset(source->rows);
 
 	/* SPI's memory is given back at the end. */
 	table_enter(source, &scope);
-	partitions = palloc(sizeof(Datum) * source->nparts);
-	offsets = palloc(sizeof(Datum) * source->nparts);
-	for (int i = 0; i < source->nparts; i++)
-	{
-		partitions[i] = Int32GetDatum(source->parts[i].partition);
-		offsets[i] = Int64GetDatum(source->parts[i].next_offset);
-	}
-	values[0] = PointerGetDatum(construct_array(partitions, source->nparts, INT4OID, 4, true, TYPALIGN_INT));
-	values[1] = PointerGetDatum(construct_array(offsets, source->nparts, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-	values[2] = Int64GetDatum(max);
-	table_query(source, "SELECT s.partition::int4, s.\"offset\"::int8, s.\"timestamp\"::timestamptz, s.key::bytea, s.value::bytea, s.headers::jsonb"
-				" FROM %s s JOIN unnest($1, $2) AS p (partition, next) ON s.partition = p.partition AND s.\"offset\" >= p.next"
-				" ORDER BY s.\"offset\", s.partition LIMIT $3", 3, types, values);
-	n = (int) SPI_processed;
-	for (int i = 0; i < n; i++)
+	table_rows(source, max);
+	for (uint64 i = 0; i < SPI_processed && n < max && !SourceIsFull(source); i++)
 	{
 		MemoryContext old = MemoryContextSwitchTo(source->rows);
 
-		table_record(SPI_tuptable->vals[i], &records[i]);
+		table_record(SPI_tuptable->vals[i], &records[n]);
+		if (table_take(source, table_partition(source, records[n].partition), &records[n]))
+			n++;
 		MemoryContextSwitchTo(old);
-		for (int k = 0; k < source->nparts; k++)
-			if (source->parts[k].partition == records[i].partition)
-				source->parts[k].next_offset = records[i].offset + 1;
 	}
+	for (int i = 0; i < source->nparts; i++)
+		for (int k = n - 1; k >= 0; k--)
+			if (records[k].partition == source->parts[i].partition)
+			{
+				source->parts[i].last = RecordMarkOf(&records[k]);
+				break;
+			}
 	table_ends(source);
 	table_leave(&scope);
+	source->nheld += n;
 	return n;
 }
 
@@ -413,11 +505,21 @@ SourcePoll(Source *source, Record *records, int max, int timeout_ms)
 	return source->nparts > 0 && max > 0 ? table_poll(source, records, max) : 0;
 }
 
+bool
+SourceIsFull(Source *source)
+{
+	return source->consumer ? KafkaIsFull(source->consumer) : source->held_bytes >= HYBRIDIOT_BATCH_BYTES;
+}
+
 void
 SourceRelease(Source *source)
 {
 	if (source->consumer)
 		KafkaRelease(source->consumer);
 	else
+	{
 		MemoryContextReset(source->rows);
+		source->nheld = 0;
+		source->held_bytes = 0;
+	}
 }

@@ -35,12 +35,19 @@ extern int	SourceFd(Source *source);	/* -1: none (a table) */
  * Ask the log. Interruptible; retries inside timeout_ms. ereport 08001/42P01/28000 if it cannot be told.
  */
 extern int32 SourceCountPartitions(Source *source, int topic, int timeout_ms);
+/* The same without patience: -1 if brokers do not answer now. */
+extern int32 SourcePartitionsNow(Source *source, int topic, int timeout_ms);
 extern void SourceWatermarks(Source *source, int topic, int32 partition, int timeout_ms, int64 *low, int64 *high);
 extern int64 SourceOffsetForTime(Source *source, int topic, int32 partition, TimestampTz when, int timeout_ms);
+
+/* See KafkaTopicId(); a table has none. */
+extern char *SourceTopicId(Source *source, int topic, int timeout_ms);
 
 extern void SourceAssign(Source *source, const KafkaPartition *parts, int nparts);
 extern const KafkaPartition *SourceAssignment(Source *source, int *nparts);
 extern int	SourcePoll(Source *source, Record *records, int max, int timeout_ms);
+/* SourcePoll() hands out no more before SourceRelease(): as many bytes are held as a batch may have. */
+extern bool SourceIsFull(Source *source);
 extern void SourceRelease(Source *source);
 extern void SourceDrainFd(Source *source);
 extern const char *SourceError(Source *source); /* "" if none */

@@ -39,6 +39,7 @@
 #include "core/clock.h"
 #include "core/compat.h"
 #include "core/options.h"
+#include "core/record.h"
 #include "core/worker.h"
 #include "stream/seek.h"
 #include "stream/stream.h"
@@ -194,6 +195,7 @@ session_assign(StreamScan *scan, const SeekRange *range)
 			part->topic = topic;
 			part->partition = p;
 			part->next_offset = low;
+			part->last = RECORD_MARK_NONE;
 			part->end_offset = high;
 			parts = lappend(parts, part);
 		}
@@ -256,7 +258,7 @@ session_left(StreamScan *scan)
 		left += session->ends[i] - parts[i].next_offset;
 		if (parts[i].fault != KAFKA_FAULT_NONE)
 			ereport(ERROR,
-					(errcode(parts[i].fault == KAFKA_FAULT_CORRUPT ?
+					(errcode(parts[i].fault == KAFKA_FAULT_CORRUPT || parts[i].fault == KAFKA_FAULT_TOO_LARGE ?
 							 ERRCODE_DATA_CORRUPTED : ERRCODE_CONNECTION_FAILURE),
 					 errmsg("could not read topic \"%s\", partition %d: %s",
 							scan->stream->topics[parts[i].topic], parts[i].partition,

@@ -30,7 +30,9 @@ typedef enum KafkaFault
 	KAFKA_FAULT_NONE,
 	KAFKA_FAULT_GAP,			/* the log begins behind, or ends before, our offset */
 	KAFKA_FAULT_GONE,			/* topic or partition does not exist any more */
-	KAFKA_FAULT_CORRUPT,		/* CRC or decompression failed, or a record is too large */
+	KAFKA_FAULT_REPLACED,		/* it is not the log any more that was read before */
+	KAFKA_FAULT_CORRUPT,		/* CRC or decompression failed, time and again */
+	KAFKA_FAULT_TOO_LARGE,		/* a record beyond hybridiot.max_record_size */
 	KAFKA_FAULT_DENIED
 } KafkaFault;
 
@@ -39,10 +41,12 @@ typedef struct KafkaPartition
 	int32		topic;			/* index into the topics given at assignment */
 	int32		partition;
 	int64		next_offset;	/* the next one KafkaConsume() can deliver; past gaps once at_end */
+	RecordMark	last;			/* of a record below next_offset, to be found in the log again; kept up to date at KafkaRelease() */
 	int64		end_offset;		/* the log's end (last stable) as last heard; -1: not yet */
 	bool		at_end;			/* all up to end_offset was delivered */
 	KafkaFault	fault;
-	char		message[256];	/* of the fault, without secrets */
+	int64		readable_from;	/* of a fault: the first offset behind it that can be read, -1 if none is known */
+	char		message[320];	/* of the fault, without secrets */
 } KafkaPartition;
 
 /*
@@ -87,15 +91,23 @@ extern KafkaResult KafkaCountPartitions(KafkaConsumer *consumer, const char *top
 										int timeout_ms, int32 *npartitions);
 extern KafkaResult KafkaWatermarks(KafkaConsumer *consumer, const char *topic, int32 partition,
 								   int timeout_ms, int64 *low, int64 *high);
+/*
+ * The topic's id, which no other topic ever has, as text; palloc'd. NULL where the library (before 2.3) or
+ * the broker (before 2.8) knows none.
+ */
+extern KafkaResult KafkaTopicId(KafkaConsumer *consumer, const char *topic, int timeout_ms, char **id);
 /* First offset whose record's timestamp is >= when_ms (Unix epoch); the log's end if there is none. */
 extern KafkaResult KafkaOffsetForTime(KafkaConsumer *consumer, const char *topic, int32 partition,
 									  int64 when_ms, int timeout_ms, int64 *offset);
 
 /*
  * Replace the assignment. topics: names, indexed by parts[i].topic; of parts,
- * topic, partition and next_offset (absolute, >= 0) are read. Drops
+ * topic, partition, next_offset (absolute, >= 0) and last are read. Drops
  * everything fetched but not consumed. What was consumed stays valid until
  * KafkaRelease().
+ *
+ * Where last is known, reading begins at that record, and no other is delivered unless the log still has it there or has it
+ * no more (compaction). The same is done again whenever something happened behind which the topic may have been replaced.
  */
 extern KafkaResult KafkaAssign(KafkaConsumer *consumer, const char *const *topics, int ntopics,
 							   const KafkaPartition *parts, int nparts);
@@ -104,11 +116,13 @@ extern const KafkaPartition *KafkaAssignment(KafkaConsumer *consumer, int *npart
 
 /*
  * Take up to max records that have arrived, waiting timeout_ms at most (0: not at
- * all). Returns how many. Faults and ends of partitions show in
+ * all). Returns how many; fewer once HYBRIDIOT_BATCH_BYTES are held (KafkaIsFull()). Faults and ends of partitions show in
  * KafkaAssignment(). The records' bytes stay until KafkaRelease(). Records
  * below a partition's next_offset are dropped here.
  */
 extern int	KafkaConsume(KafkaConsumer *consumer, Record *records, int max, int timeout_ms);
+/* No more is handed out before KafkaRelease(). */
+extern bool KafkaIsFull(KafkaConsumer *consumer);
 /* Free everything handed out since the last call. */
 extern void KafkaRelease(KafkaConsumer *consumer);
 

@@ -25,7 +25,8 @@ use Hybridiot::Fleet;
 
 our @EXPORT = qw(
 	kafka another_kafka artemis broker
-	create_topic delete_topic add_partitions configure_topic empty_topic offsets produce fill start_fill
+	create_topic delete_topic add_partitions configure_topic replace_topic empty_topic offsets
+	produce inflate fill start_fill
 	new_node copied_node start_fleet write_secret secret
 	worker_pid kill_worker kill_postmaster expect_killed
 	poll_is wait_state wait_caught_up unique finish
@@ -109,6 +110,9 @@ sub delete_topic { _topic('delete', @_); return }
 sub add_partitions { _topic('partitions', @_); return }
 sub configure_topic { _topic('configure', @_); return }
 
+# Deleted, created again with as many partitions or so many, and filled: replace_topic('t', 100, 4). Faster than a consumer can tell.
+sub replace_topic { _topic('replace', @_); return }
+
 # What retention does to all records of a topic: they go, and the offsets do not come back.
 sub empty_topic { _topic('empty', @_); return }
 
@@ -116,7 +120,7 @@ sub empty_topic { _topic('empty', @_); return }
 sub offsets { return decode_json(_topic('offsets', @_)) }
 
 # produce('t', 'text', { value => ..., key => ..., partition => ..., timestamp => ms, headers => {...} }, undef)
-# Text is a value; undef is a tombstone. The last argument may be \'commit' or \'abort': in one transaction.
+# Text is a value; undef is a tombstone. The last argument may be \'commit', \'abort' or \'die': in one transaction.
 sub produce
 {
 	my ($topic, @records) = @_;
@@ -125,6 +129,9 @@ sub produce
 	_topic('produce', $topic, @end, \$lines);
 	return;
 }
+
+# One batch of records that is small only while it is compressed: inflate('t', 'gzip', 16, 15_000_000)
+sub inflate { _topic('inflate', @_); return }
 
 # fill('t', 500_000, rate => 20_000, devices => 100, step => 1, from => 0): see test/broker/topic.
 sub fill { _topic(_fill_arguments(@_)); return }

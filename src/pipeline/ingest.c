@@ -731,8 +731,13 @@ session_finished(Pipeline *pipeline, const int64 *ends)
 	const KafkaPartition *from = SourceAssignment(pipeline->source, &n);
 
 	for (int i = 0; i < n; i++)
-		if (from[i].next_offset < ends[i] && !from[i].at_end)
+	{
+		/* A log that ends before what was read of it: the source is about to say so. */
+		bool		cut = SourceFd(pipeline->source) >= 0 && ends[i] < pipeline->parts[i].stored_offset;
+
+		if ((from[i].next_offset < ends[i] || cut) && !from[i].at_end)
 			return false;
+	}
 	return true;
 }
 

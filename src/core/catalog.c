@@ -524,10 +524,6 @@ CatalogForgetProgress(int32 id)
 		.sql = "DELETE FROM hybridiot.window_layout WHERE pipeline = $1",
 		.nargs = 1,.argtypes = {INT4OID}
 	};
-	static CatalogQuery errors = {
-		.sql = "DELETE FROM hybridiot.pipeline_errors WHERE pipeline = $1",
-		.nargs = 1,.argtypes = {INT4OID}
-	};
 	CatalogScope scope;
 	Datum		values[] = {Int32GetDatum(id)};
 
@@ -536,7 +532,6 @@ CatalogForgetProgress(int32 id)
 	CatalogExecute(&progress, values, NULL, 0);
 	CatalogExecute(&groups, values, NULL, 0);
 	CatalogExecute(&layout, values, NULL, 0);
-	CatalogExecute(&errors, values, NULL, 0);
 	CatalogLeave(&scope);
 }
 
@@ -616,6 +611,11 @@ CatalogRecordSeek(PipelineDefinition *def, const char *role, const char *positio
 		.sql = "INSERT INTO hybridiot.seek_record (pipeline, sought_by, position, previous) VALUES ($1, $2::name, $3, $4)",
 		.nargs = 4,.argtypes = {INT4OID, TEXTOID, TEXTOID, JSONBOID}
 	};
+	/* Elsewhere, what was set aside in a row counts anew. */
+	static CatalogQuery errors = {
+		.sql = "DELETE FROM hybridiot.pipeline_errors WHERE pipeline = $1",
+		.nargs = 1,.argtypes = {INT4OID}
+	};
 	CatalogScope scope;
 	Datum		values[] = {
 		Int32GetDatum(def->id), CStringGetTextDatum(role), CStringGetTextDatum(position), previous
@@ -624,6 +624,7 @@ CatalogRecordSeek(PipelineDefinition *def, const char *role, const char *positio
 
 	CatalogEnter(&scope);
 	CatalogExecute(&record, values, previous == (Datum) 0 ? "   n" : NULL, 0);
+	CatalogExecute(&errors, values, NULL, 0);
 	if (CatalogExecute(&count, values, NULL, 0) == 1)
 		def->seeks = DatumGetInt32(CatalogColumn(0, 1, &isnull));
 	CatalogLeave(&scope);

@@ -87,6 +87,13 @@ SourceFd(Source *source)
 }
 
 void
+SourceLeave(Source *source)
+{
+	if (source->consumer)
+		KafkaConsumerLeave(source->consumer);
+}
+
+void
 SourceDrainFd(Source *source)
 {
 	if (source->consumer)
@@ -322,7 +329,8 @@ SourceAssign(Source *source, const KafkaPartition *parts, int nparts)
 	if (source->parts)
 		pfree(source->parts);
 	source->parts = palloc0(sizeof(KafkaPartition) * Max(nparts, 1));
-	memcpy(source->parts, parts, sizeof(KafkaPartition) * nparts);
+	if (nparts > 0)
+		memcpy(source->parts, parts, sizeof(KafkaPartition) * nparts);
 	source->nparts = nparts;
 	for (int i = 0; i < nparts; i++)
 	{

@@ -50,6 +50,7 @@ extern int	SourcePoll(Source *source, Record *records, int max, int timeout_ms);
 extern bool SourceIsFull(Source *source);
 extern void SourceRelease(Source *source);
 extern void SourceDrainFd(Source *source);
+extern void SourceLeave(Source *source);	/* before waiting on the descriptor */
 extern const char *SourceError(Source *source); /* "" if none */
 
 #endif							/* HYBRIDIOT_SOURCE_H */

@@ -166,8 +166,6 @@ session_assign(StreamScan *scan, const SeekRange *range)
 	int			nparts;
 	ListCell   *lc;
 
-	/* Questions stand in line behind fetches, which wait for records: a scan that begins again ends those first. */
-	SourceAssign(session->source, NULL, 0);
 	for (int topic = 0; topic < stream->ntopics && !range->nothing; topic++)
 	{
 		int32		n;

@@ -291,6 +291,7 @@ KafkaConsumerCreate(const Option *options, int noptions)
 	rd_kafka_conf_t *conf = make_conf(options, noptions);
 	KafkaConsumer *consumer = calloc(1, sizeof(KafkaConsumer));
 	char		message[256] = "out of memory";
+	bool		tried = false;
 	sigset_t	all;
 	sigset_t	before;
 
@@ -308,6 +309,7 @@ KafkaConsumerCreate(const Option *options, int noptions)
 		{
 			sigfillset(&all);
 			pthread_sigmask(SIG_SETMASK, &all, &before);
+			tried = true;
 			consumer->handle = rd_kafka_new(RD_KAFKA_CONSUMER, conf, message, sizeof(message));
 			pthread_sigmask(SIG_SETMASK, &before, NULL);
 		}
@@ -322,7 +324,12 @@ KafkaConsumerCreate(const Option *options, int noptions)
 			GateFree(consumer->gate);
 		}
 		free(consumer);
-		rd_kafka_conf_destroy(conf);
+		/*
+		 * When rd_kafka_new() fails, conf is still ours, but for its list of interceptors, which the library has
+		 * freed in a copy: to destroy conf would free that again. A few kilobytes are left behind.
+		 */
+		if (!tried)
+			rd_kafka_conf_destroy(conf);
 		ereport(ERROR,
 				(errcode(ERRCODE_SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION),
 				 errmsg("could not create a Kafka consumer: %s", message),
@@ -448,6 +455,13 @@ int
 KafkaConsumerFd(KafkaConsumer *consumer)
 {
 	return consumer->fd;
+}
+
+void
+KafkaConsumerLeave(KafkaConsumer *consumer)
+{
+	if (ClockMonotonicMs() - consumer->left_at > ALONE_MS)
+		consumer->doubtful = true;
 }
 
 void

@@ -78,6 +78,8 @@ extern void KafkaConsumerDestroy(KafkaConsumer *consumer);
 
 /* File descriptor that becomes readable when there is something to consume or an error to see. */
 extern int	KafkaConsumerFd(KafkaConsumer *consumer);
+/* Before waiting on that descriptor: what was done since the last poll may have taken too long to trust the queue. */
+extern void KafkaConsumerLeave(KafkaConsumer *consumer);
 /* Empty that descriptor; call before polling, then poll until nothing comes, then wait. */
 extern void KafkaConsumerDrainFd(KafkaConsumer *consumer);
 /* The last error heard (broker away, authentication...), "" if none; cleared by progress. */

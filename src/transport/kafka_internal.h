@@ -14,6 +14,8 @@
 
 #define ERROR_LEN 512
 
+#define ALONE_MS 3000			/* a queue that nobody looked into for so long may have stopped fetching */
+
 struct KafkaConsumer
 {
 	dlist_node	node;			/* in consumers */

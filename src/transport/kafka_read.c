@@ -18,7 +18,6 @@
 #include "transport/kafka_property.h"
 
 #define CONSUME_MAX 1000		/* messages taken from the library at once */
-#define ALONE_MS 3000			/* a queue that nobody looked into for so long may have stopped fetching */
 #define CORRUPT_TRIES 3			/* what came damaged from the network is there when asked for again */
 #define NUDGE_EVERY 10000		/* records between two nudges */
 #define ENDS_EVERY_MS 200		/* how often ends of partitions are looked up */
@@ -140,6 +139,7 @@ begin_again(KafkaConsumer *consumer)
 	}
 	err = rd_kafka_assign(consumer->handle, list);
 	rd_kafka_topic_partition_list_destroy(list);
+	consumer->doubtful = err != RD_KAFKA_RESP_ERR_NO_ERROR;
 	return err;
 }
 
@@ -385,6 +385,8 @@ probe(KafkaConsumer *consumer)
 	{
 		rd_kafka_metadata_destroy(metadata);
 		KafkaNoteProgress(consumer);
+		/* They were away, and the library's own first question may have come between ours. */
+		consumer->doubtful = true;
 	}
 	KafkaQuestionEnds(consumer);
 }

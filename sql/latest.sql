@@ -125,6 +125,21 @@ ALTER TABLE t DROP CONSTRAINT c, ADD COLUMN inverse int GENERATED ALWAYS AS (100
 SELECT * FROM same(:'plain' || :'whole', 'UPDATE t SET a = 1');
 SELECT left(letters(), 40);
 ALTER TABLE t DROP COLUMN inverse;
+-- an order by what is not inserted; a function that may read the table; NOT NULL that only SET can break
+SELECT * FROM same('INSERT INTO t (k, a) SELECT k, a FROM s WHERE k IS NOT NULL ORDER BY pos ON CONFLICT (k) DO UPDATE SET a = excluded.a');
+CREATE FUNCTION before(text) RETURNS int LANGUAGE sql STABLE AS 'SELECT a FROM latest.t WHERE k = $1';
+SELECT * FROM same('INSERT INTO t (k, a, n) SELECT k, a, latest.before(k) FROM s WHERE k IS NOT NULL ON CONFLICT (k) DO UPDATE SET a = excluded.a, n = excluded.n');
+SELECT * FROM same('INSERT INTO t (k, a, n) SELECT k, nullif(a, 61), 0 FROM s WHERE k IS NOT NULL ON CONFLICT (k) DO UPDATE SET n = excluded.a', 'ALTER TABLE t ALTER n SET NOT NULL');
+SELECT letters();
+ALTER TABLE t ALTER n DROP NOT NULL;
+-- a record that hits itself: the stream is scanned again for each row of another table
+CREATE TABLE dim (k text, b text);
+INSERT INTO dim VALUES ('twice', 'b1'), ('twice', 'b1'), ('once', 'b2');
+TRUNCATE t;
+SELECT hybridiot.create_pipeline('p', 'INSERT INTO t (k, a) SELECT d.k, q.a FROM dim d, LATERAL (SELECT a FROM s WHERE s.b = d.b LIMIT 1) q ON CONFLICT (k) DO UPDATE SET a = excluded.a', enabled => false);
+SELECT hybridiot.run_pipeline('p');
+SELECT sqlstate, count(*) > 0 AS some FROM hybridiot.dead_letter WHERE pipeline = 'p' GROUP BY 1;
+SELECT hybridiot.drop_pipeline('p');
 -- a column that is gone
 SELECT * FROM same(:'plain' || :'whole');
 

@@ -270,6 +270,17 @@ SELECT hybridiot.run_pipeline('mine');
 SELECT hybridiot.drop_pipeline('mine');
 
 SET client_min_messages = warning;
+-- what the caller left pending is no record's fault
+CREATE TABLE parent (id int PRIMARY KEY);
+CREATE TABLE child (id int REFERENCES parent DEFERRABLE INITIALLY DEFERRED);
+CREATE TABLE pending (device text);
+SELECT hybridiot.create_pipeline('pending', 'INSERT INTO pending SELECT device FROM other', enabled => false);
+BEGIN;
+INSERT INTO child VALUES (1);
+SELECT hybridiot.run_pipeline('pending');
+ROLLBACK;
+SELECT count(*) FROM hybridiot.dead_letter WHERE pipeline = 'pending';
+
 SELECT hybridiot.drop_pipeline(name) FROM hybridiot.pipeline;
 DROP SCHEMA pipeline CASCADE;
 DROP SERVER pipeline_log CASCADE;

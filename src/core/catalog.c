@@ -409,19 +409,38 @@ CatalogSetEnabled(int32 id, bool enabled)
 	CatalogLeave(&scope);
 }
 
-void
-CatalogSetFailure(int32 id, const char *reason)
+bool
+CatalogSetFailure(int32 id, int32 seeks, const char *reason)
 {
 	static CatalogQuery query = {
-		.sql = "UPDATE hybridiot.pipeline_definition SET failure = $2 WHERE id = $1",
-		.nargs = 2,.argtypes = {INT4OID, TEXTOID}
+		.sql = "UPDATE hybridiot.pipeline_definition SET failure = $2 WHERE id = $1 AND $3 IN (-1, seeks)",
+		.nargs = 3,.argtypes = {INT4OID, TEXTOID, INT4OID}
 	};
 	CatalogScope scope;
-	Datum		values[] = {Int32GetDatum(id), CStringGetTextDatum(reason)};
+	Datum		values[] = {Int32GetDatum(id), CStringGetTextDatum(reason), Int32GetDatum(seeks)};
+	bool		set;
 
 	CatalogEnter(&scope);
-	CatalogExecute(&query, values, NULL, 0);
+	set = CatalogExecute(&query, values, NULL, 0) == 1;
 	CatalogLeave(&scope);
+	return set;
+}
+
+bool
+CatalogLockPipeline(const PipelineDefinition *def)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT 1 FROM hybridiot.pipeline_definition WHERE id = $1 AND seeks = $2 FOR SHARE",
+		.nargs = 2,.argtypes = {INT4OID, INT4OID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {Int32GetDatum(def->id), Int32GetDatum(def->seeks)};
+	bool		same;
+
+	CatalogEnter(&scope);
+	same = CatalogExecute(&query, values, NULL, 0) == 1;
+	CatalogLeave(&scope);
+	return same;
 }
 
 int32 *
@@ -545,22 +564,17 @@ set_nullable(Datum *values, char *nulls, int place, Datum value, bool isnull)
 bool
 CatalogAddPositions(const PipelineDefinition *def, const PositionRow *rows, int n)
 {
-	static CatalogQuery lock = {
-		.sql = "SELECT 1 FROM hybridiot.pipeline_definition WHERE id = $1 AND seeks = $2 FOR SHARE",
-		.nargs = 2,.argtypes = {INT4OID, INT4OID}
-	};
 	static CatalogQuery insert = {
 		.sql = "INSERT INTO hybridiot.pipeline_position (pipeline, stream, topic, partition, next_offset, idle)"
 		" VALUES ($1, $2::regclass, $3, $4, $5, false) ON CONFLICT DO NOTHING",
 		.nargs = 5,.argtypes = {INT4OID, OIDOID, TEXTOID, INT4OID, INT8OID}
 	};
 	CatalogScope scope;
-	Datum		key[] = {Int32GetDatum(def->id), Int32GetDatum(def->seeks)};
-	bool		same;
 
+	if (!CatalogLockPipeline(def))
+		return false;
 	CatalogEnter(&scope);
-	same = CatalogExecute(&lock, key, NULL, 0) == 1;
-	for (int i = 0; i < n && same; i++)
+	for (int i = 0; i < n; i++)
 	{
 		Datum		values[] = {
 			Int32GetDatum(def->id), ObjectIdGetDatum(def->stream), CStringGetTextDatum(rows[i].topic),
@@ -570,7 +584,7 @@ CatalogAddPositions(const PipelineDefinition *def, const PositionRow *rows, int 
 		(void) CatalogExecute(&insert, values, NULL, 0);
 	}
 	CatalogLeave(&scope);
-	return same;
+	return true;
 }
 
 void

@@ -124,7 +124,10 @@ extern void CatalogUpdatePipeline(PipelineDefinition *def);
 /* With its positions, dead letters and groups; returns how many dead letters went. */
 extern uint64 CatalogDeletePipeline(int32 id);
 extern void CatalogSetEnabled(int32 id, bool enabled);	/* also clears the failure */
-extern void CatalogSetFailure(int32 id, const char *reason);
+/* False if the pipeline was sent elsewhere since it had that count of seeks (-1: never mind), or is gone. */
+extern bool CatalogSetFailure(int32 id, int32 seeks, const char *reason);
+/* Lock the definition in share mode until the transaction ends; false if the pipeline was sought or dropped meanwhile. */
+extern bool CatalogLockPipeline(const PipelineDefinition *def);
 
 extern PositionRow *CatalogReadPositions(int32 id, MemoryContext context, int *n);
 /* Positions, event time and groups: the pipeline begins anew at its start_at. */

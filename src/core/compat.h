@@ -140,6 +140,13 @@ object_aclcheck(Oid classid, Oid objectid, Oid roleid, AclMode mode)
 #define flatten_group_exprs(root, query, node) (node)
 #endif
 
+/* Virtual generated columns came with 18. */
+#if PG_VERSION_NUM >= 180000
+#define HasGeneratedVirtual(constr) ((constr)->has_generated_virtual)
+#else
+#define HasGeneratedVirtual(constr) false
+#endif
+
 /* Input functions report bad values softly from 16 on. Before, they throw: whoever calls has to catch. */
 #if PG_VERSION_NUM >= 160000
 #include "nodes/miscnodes.h"

@@ -95,7 +95,16 @@ keep_running(WorkerKind kind, int32 object, int32 member, const char *name,
 	long		nap = MANAGER_NAP_MS;
 
 	LWLockAcquire(Shared->lock, LW_EXCLUSIVE);
-	/* A session that runs the pipeline has all its partitions. */
+	/* A session that runs the pipeline has all its partitions: nobody else of it waits for a process. */
+	if (kind == WORKER_PIPELINE && session_has_pipeline(object))
+	{
+		slot = SlotFind(kind, MyDatabaseId, object, member);
+		if (slot && slot->pid == 0 && slot->state == WORKER_WAITING)
+		{
+			slot->state = WORKER_STOPPED;
+			slot->waiting_ms = 0;
+		}
+	}
 	slot = DatabaseIsHeld(MyDatabaseId) || (kind == WORKER_PIPELINE && session_has_pipeline(object)) ? NULL :
 		SlotTake(kind, MyDatabaseId, object, member, name);
 	if (slot == NULL)

@@ -35,9 +35,8 @@
 /* Of 64 subtransactions that PostgreSQL keeps at hand per transaction. */
 #define MAX_SAVEPOINTS 50
 
-/* Deferred constraints would fire at COMMIT, as somebody else and unattributable. */
-static void
-constraints_immediate(void)
+void
+ApplyConstraintsImmediate(void)
 {
 	ConstraintsSetStmt *stmt = makeNode(ConstraintsSetStmt);
 
@@ -78,7 +77,7 @@ run_statement(Pipeline *pipeline, int first, int last, uint64 *rows)
 	int			runs;
 
 	RoleEnter(&scope, pipeline->def->owner);
-	constraints_immediate();
+	ApplyConstraintsImmediate();
 	if (SPI_connect() != SPI_OK_CONNECT)
 		ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not connect to SPI")));
 	InPipeline = true;
@@ -325,7 +324,8 @@ after_failure(Pipeline *pipeline, Search *search, int pos, int end, ErrorData *e
 	if (!pipeline->guess_fails && batch->delivered < last && batch->delivered >= first)
 	{
 		search->suspect = batch->delivered;
-		search->alone = ErrorClassify(error->sqlerrcode) != ERROR_SPLIT;
+		/* One that is first and came more than once hits itself: alone, it shows. */
+		search->alone = ErrorClassify(error->sqlerrcode) != ERROR_SPLIT || batch->delivered == first;
 		search->failed_end = 0;
 		pipeline->halving = false;
 		return;

@@ -196,6 +196,11 @@ checkpoint(Pipeline *pipeline)
 		uint64		rows = 0;
 
 		unit_begin(pipeline, &unit, false);
+		/* A seek takes its locks in another order: it comes before or after. */
+		if (!CatalogLockPipeline(pipeline->def))
+			ereport(ERROR,
+					(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+					 errmsg("positions of pipeline \"%s\" were reset", pipeline->def->name)));
 		more = RollupCheckpoint(pipeline, now, &rows);
 
 		/* The compare-and-set fences this, too, when windows close by silence and no position moves. */
@@ -462,6 +467,7 @@ wait_for_work(Pipeline *pipeline, Loop *loop, int64 nap)
 {
 	WaitEvent	event;
 
+	SourceLeave(pipeline->source);
 	if (nap > 0)
 		(void) WaitEventSetWait(loop->waits, (long) Min(nap, LONGEST_NAP_MS), &event, 1,
 								WaitEventExtensionNew("HybridiotPipeline"));
@@ -573,18 +579,24 @@ pipeline_context(void *arg)
 }
 
 /* Stop: the reason is a row, and the manager leaves the pipeline alone until it is resumed. */
-static void
-stop_with_reason(const char *reason)
+static bool
+stop_with_reason(const char *reason, int32 seeks)
 {
+	bool		stopped;
+
 	WorkerBegin("stopping");
-	CatalogSetFailure(MyWorkerSlot->object, reason);
+	stopped = CatalogSetFailure(MyWorkerSlot->object, seeks, reason);
 	WakeAtCommit(WAKE_RELOAD);
 	WorkerCommit();
+	return stopped;
 }
 
-/* What an error means. Returns false when the worker must leave. */
+/*
+ * What an error means. Returns false when the worker must leave. seeks: as the pipeline was opened with; -1: it was
+ * not. Who was sent elsewhere meanwhile goes there.
+ */
 static bool
-pipeline_error(ErrorData *error)
+pipeline_error(ErrorData *error, int32 seeks)
 {
 	char		reason[HYBRIDIOT_REASON_LEN];
 	bool		halved;
@@ -601,8 +613,7 @@ pipeline_error(ErrorData *error)
 
 	if (!bears || ErrorClassify(error->sqlerrcode) != ERROR_TRY_AGAIN)
 	{
-		stop_with_reason(reason);
-		return false;
+		return !stop_with_reason(reason, seeks);
 	}
 	if (halved)
 		backoff_ms = 0;
@@ -651,6 +662,7 @@ serve(MemoryContext context)
 	ErrorContextCallback *callbacks = error_context_stack;
 	Loop		loop = {.trimmed_at = ClockMonotonicMs()};
 	bool		go_on = true;
+	int32		seeks;
 
 	PG_TRY();
 	{
@@ -692,11 +704,12 @@ serve(MemoryContext context)
 		WorkerAbort();
 	if (loop.waits)
 		FreeWaitEventSet(loop.waits);
+	seeks = pipeline ? pipeline->def->seeks : -1;
 	PipelineClose(pipeline);
 	MemoryContextSwitchTo(context);
 	if (error)
 	{
-		go_on = pipeline_error(error);
+		go_on = pipeline_error(error, seeks);
 		if (go_on)
 			back_off();
 	}
@@ -943,6 +956,7 @@ PipelineRunInSession(const PipelineDefinition *def, int64 max_records, Timestamp
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("run_pipeline cannot be called while a pipeline runs")));
+	ApplyConstraintsImmediate();
 	claim_slot(def);
 	PG_ENSURE_ERROR_CLEANUP(end_session_run, (Datum) 0);
 	{

@@ -26,6 +26,8 @@
 #include "access/transam.h"
 #include "catalog/index.h"
 #include "catalog/pg_class.h"
+#include "catalog/pg_inherits.h"
+#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "executor/executor.h"
 #include "nodes/makefuncs.h"
@@ -114,11 +116,15 @@ static int
 find_stream(Query *select, Oid stream)
 {
 	int			rti = 0;
+	ListCell   *lc;
 
 	if (select->setOperations || select->groupClause || select->groupingSets || select->havingQual || select->hasAggs ||
 		select->hasWindowFuncs || select->distinctClause || select->limitCount || select->limitOffset ||
-		select->rowMarks || select->cteList || select->hasSubLinks)
+		select->rowMarks || select->cteList || select->hasSubLinks || select->sortClause)
 		return 0;
+	foreach(lc, select->targetList)
+		if (lfirst_node(TargetEntry, lc)->resjunk)
+			return 0;
 	for (int i = 1; i <= list_length(select->rtable); i++)
 	{
 		RangeTblEntry *rte = rt_fetch(i, select->rtable);
@@ -144,6 +150,25 @@ reads_walker(Node *node, Oid *relid)
 		return query_tree_walker((Query *) node, reads_walker, relid, 0);
 	}
 	return expression_tree_walker(node, reads_walker, relid);
+}
+
+/* Functions of users that are stable may read the target, which others of the batch have not written yet. */
+static bool
+reads_tables(Oid function, void *context)
+{
+	return function >= FirstNormalObjectId && func_volatile(function) != PROVOLATILE_IMMUTABLE;
+}
+
+static bool
+user_function_walker(Node *node, void *context)
+{
+	if (node == NULL)
+		return false;
+	if (check_functions_in_node(node, reads_tables, context))
+		return true;
+	if (IsA(node, Query))
+		return query_tree_walker((Query *) node, user_function_walker, context, 0);
+	return expression_tree_walker(node, user_function_walker, context);
 }
 
 static Bitmapset *
@@ -172,7 +197,7 @@ conflict_key(const OnConflictExpr *conflict)
 	return key;
 }
 
-/* Nothing but the key is unique, and no index computes anything. */
+/* Nothing but the key is unique; no index computes anything, or has a row that may be too large for it. */
 static bool
 indexes_are_plain(Relation rel, const Bitmapset *key)
 {
@@ -187,6 +212,9 @@ indexes_are_plain(Relation rel, const Bitmapset *key)
 
 		for (int i = 0; i < IndexRelationGetNumberOfKeyAttributes(index); i++)
 			columns = bms_add_member(columns, index->rd_index->indkey.values[i]);
+		for (int i = 0; i < IndexRelationGetNumberOfAttributes(index); i++)
+			plain &= bms_is_member(index->rd_index->indkey.values[i], key) ||
+				(index->rd_index->indkey.values[i] > 0 && TupleDescAttr(RelationGetDescr(index), i)->attlen > 0);
 		plain &= !bms_is_member(0, columns) && RelationGetIndexPredicate(index) == NIL &&
 			((!index->rd_index->indisunique && !index->rd_index->indisexclusion) || bms_equal(columns, key));
 		index_close(index, NoLock);
@@ -200,8 +228,9 @@ table_is_plain(Relation rel, const Bitmapset *key)
 	TupleConstr *constr = rel->rd_att->constr;
 
 	return rel->rd_rel->relkind == RELKIND_RELATION && !rel->rd_rel->relispartition &&
+		!has_superclass(RelationGetRelid(rel)) &&
 		rel->trigdesc == NULL && rel->rd_rules == NULL && !rel->rd_rel->relrowsecurity &&
-		(constr == NULL || (constr->num_check == 0 && !constr->has_generated_stored)) &&
+		(constr == NULL || (constr->num_check == 0 && !constr->has_generated_stored && !HasGeneratedVirtual(constr))) &&
 		indexes_are_plain(rel, key);
 }
 
@@ -234,10 +263,10 @@ entry_of(List *entries, int attnum)
 
 /* May SET be so; and does it, with what is inserted, depend on the newest record alone? */
 static bool
-set_is_plain(const OnConflictExpr *conflict, List *inserted, const Bitmapset *key, int natts, bool *complete)
+set_is_plain(const OnConflictExpr *conflict, List *inserted, const Bitmapset *key, TupleDesc desc, bool *complete)
 {
 	*complete = true;
-	for (int attnum = 1; attnum <= natts; attnum++)
+	for (int attnum = 1; attnum <= desc->natts; attnum++)
 	{
 		TargetEntry *set = entry_of(conflict->onConflictSet, attnum);
 		TargetEntry *insert = entry_of(inserted, attnum);
@@ -248,8 +277,13 @@ set_is_plain(const OnConflictExpr *conflict, List *inserted, const Bitmapset *ke
 		{
 			if (((Var *) to)->varattno == attnum)
 				continue;
+			/* A record may fail here that is only left out. */
+			if (TupleDescAttr(desc, attnum - 1)->attnotnull)
+				return false;
 			*complete = false;
 		}
+		else if (to && IsA(to, Const) && ((Const *) to)->constisnull && TupleDescAttr(desc, attnum - 1)->attnotnull)
+			return false;
 		else if (to && is_constant(to))
 			*complete &= from && equal(to, from);
 		else if (to)
@@ -333,7 +367,7 @@ judge(Latest *latest, CachedPlanSource *source, Oid stream)
 		conflict->onConflictWhere || conflict->arbiterWhere || insert->returningList || insert->cteList ||
 		insert->withCheckOptions || (select = find_select(insert, &select_rti)) == NULL ||
 		(stream_rti = find_stream(select->subquery, stream)) == 0 || (key = conflict_key(conflict)) == NULL ||
-		contain_volatile_functions((Node *) insert))
+		contain_volatile_functions((Node *) insert) || user_function_walker((Node *) insert, NULL))
 		return;
 	relid = rt_fetch(insert->resultRelation, insert->rtable)->relid;
 	if (reads_walker((Node *) select->subquery, &relid))
@@ -341,7 +375,7 @@ judge(Latest *latest, CachedPlanSource *source, Oid stream)
 
 	rel = table_open(relid, NoLock);
 	plain = table_is_plain(rel, key) &&
-		set_is_plain(conflict, insert->targetList, key, RelationGetNumberOfAttributes(rel), &latest->complete);
+		set_is_plain(conflict, insert->targetList, key, RelationGetDescr(rel), &latest->complete);
 	if (plain)
 		note_places(latest, rel, insert->targetList, key);
 	table_close(rel, NoLock);

@@ -235,6 +235,11 @@ retry_batch(Pipeline *pipeline, const DeadLetterPlace *places, int from, int to)
 	for (int i = from; i < to; i++)
 		ids[i - from] = places[i].id;
 	batch->nrecords = CatalogReadDeadLetters(ids, to - from, context, batch->records, &topics);
+	/* They are locked, so only this transaction itself can have deleted any. */
+	if (batch->nrecords != to - from)
+		ereport(ERROR,
+				(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
+				 errmsg("dead letters of pipeline \"%s\" were deleted while they were tried again", pipeline->def->name)));
 	for (int i = 0; i < batch->nrecords; i++)
 		batch->records[i].topic = topic_number(pipeline->stream, topics[i]);
 
@@ -297,6 +302,7 @@ retry_dead_letters(const PipelineDefinition *def, TimestampTz since)
 				 errmsg("dead letters of a windowed pipeline cannot be tried again"),
 				 errdetail("The windows that they belong to may be closed."),
 				 errhint("Type a statement over hybridiot.dead_letter, or set the pipeline back to an earlier start.")));
+	ApplyConstraintsImmediate();
 	PG_TRY();
 	{
 		pipeline = PipelineOpen(def->id, true, 0);

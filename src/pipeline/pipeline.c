@@ -318,13 +318,13 @@ read_positions(Pipeline *pipeline, int *nrows)
 
 /* What is known of a topic that was read before must still be true of it. */
 static void
-topic_replaced(const char *topic, const char *detail)
+topic_replaced(const char *topic, const char *detail, const char *hint)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 			 errmsg("topic \"%s\" was deleted and created again", topic),
 			 errdetail("%s", detail),
-			 errhint(REPLACED_HINT)));
+			 errhint("%s", hint)));
 }
 
 /* The ids of all topics; one that is not the stored one stops the pipeline. */
@@ -343,7 +343,7 @@ check_topic_ids(Pipeline *pipeline, const PositionRow *rows, int nrows)
 			if (id == NULL)
 				id = rows[i].topic_id;	/* whoever is asked now cannot tell */
 			else if (strcmp(id, rows[i].topic_id) != 0)
-				topic_replaced(name, psprintf("Its id was %s and is %s.", rows[i].topic_id, id));
+				topic_replaced(name, psprintf("Its id was %s and is %s.", rows[i].topic_id, id), REPLACED_HINT);
 		}
 		pipeline->topic_ids[topic] = id;
 	}
@@ -368,7 +368,8 @@ topic_partitions(Pipeline *pipeline, int topic, const PositionRow *rows, int nro
 		   !pipeline->stream->source.table)
 	{
 		if (GetCurrentTimestamp() > give_up)
-			topic_replaced(name, psprintf("It had %d partitions and has %d.", stored, count));
+			topic_replaced(name, psprintf("It had %d partitions and has %d.", stored, count),
+						   "Nothing of the new topic was read. hybridiot.seek_pipeline begins to read it, at 'earliest', 'latest' or a timestamp.");
 		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, 250,
 						 WaitEventExtensionNew("HybridiotPipeline"));
 		ResetLatch(MyLatch);
@@ -437,7 +438,11 @@ take_partitions(Pipeline *pipeline, const int32 *counts, const PositionRow *rows
 			PartitionState *part = &pipeline->parts[pipeline->nparts];
 			int			stored = find_stored(rows, nrows, pipeline->stream->topics[topic], p);
 
-			Assert(stored >= 0);
+			/* Sent elsewhere, or dropped, since they were looked for. */
+			if (stored < 0)
+				ereport(ERROR,
+						(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
+						 errmsg("positions of pipeline \"%s\" were reset", pipeline->def->name)));
 			pipeline->place[number] = -1;
 			if (number % pipeline->members != pipeline->member)
 				continue;
@@ -525,7 +530,10 @@ PipelinePartitionsAdded(Pipeline *pipeline)
 		total += count;
 		id = known ? SourceTopicId(pipeline->source, topic, CONNECT_TIMEOUT_MS) : NULL;
 		if (id && strcmp(id, known) != 0)
-			topic_replaced(pipeline->stream->topics[topic], psprintf("Its id was %s and is %s.", known, id));
+			topic_replaced(pipeline->stream->topics[topic], psprintf("Its id was %s and is %s.", known, id),
+						   REPLACED_HINT);
+		if (id)
+			pfree(id);
 	}
 	return total > pipeline->npartitions;
 }
@@ -666,14 +674,15 @@ PipelineWritePositions(Pipeline *pipeline)
 		move->row.last = part->last;
 		move->row.topic_id = pipeline->topic_ids[part->topic];
 	}
+	/* In this order, which is a seek's, too. */
+	if (pipeline->errors_in_row != pipeline->errors_stored)
+		CatalogWriteErrorsInRow(pipeline->def->id, pipeline->member, pipeline->errors_in_row);
 	if (n > 0 && !CatalogMovePositions(pipeline->def, moves, n))
 		ereport(ERROR,
 				(errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
 				 errmsg("positions of pipeline \"%s\" were moved by somebody else", pipeline->def->name),
 				 errdetail("Nothing of this batch was kept.")));
 	pfree(moves);
-	if (pipeline->errors_in_row != pipeline->errors_stored)
-		CatalogWriteErrorsInRow(pipeline->def->id, pipeline->member, pipeline->errors_in_row);
 }
 
 void

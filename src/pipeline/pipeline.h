@@ -149,6 +149,12 @@ extern void PipelineRethrow(ErrorData *error);
 /* ---- apply.c ---- */
 
 /*
+ * Make all constraints immediate, which checks what is pending: deferred ones would fire at COMMIT, as somebody else and
+ * unattributable. A session does it first as the caller, so that what he left pending is not blamed on a record.
+ */
+extern void ApplyConstraintsImmediate(void);
+
+/*
  * Decode the batch as the pipeline's owner: domains and types of the stream's columns may run code of his. After
  * an error the caller resets InPipeline.
  */

@@ -12,8 +12,9 @@
  * inserted), the oldest is delivered in one run of the statement, and the newest in a second one.
  *
  * That is right where nobody can tell: no triggers, rules, policies, CHECKs, other unique indexes, computed columns or
- * partitions; no volatile functions; SET made of excluded and constants, without WHERE. A record is only left out if its row
- * could have been inserted, so that batches of any size set aside the same records; and keys are the same
+ * partitions, no parent; no volatile functions, and none of users that may read tables; no ORDER BY; SET made of
+ * excluded and constants, without WHERE. A record is only left out if its row could have been inserted and updated, and
+ * fits into every index, so that batches of any size set aside the same records; and keys are the same
  * only if they look the same to the last bit. What is not covered meets 21000, and pieces.
  *
  * The first 21000 switches it on, and batches without such keys off again: then to look is a waste.

@@ -85,6 +85,16 @@ SELECT sec(during), device, n, ratio FROM checked ORDER BY 1, 2;
 SELECT * FROM dead;
 SELECT hybridiot.drop_pipeline('feed'), forget();
 
+-- What FILTER leaves out is not evaluated.
+TRUNCATE checked;
+SELECT hybridiot.create_pipeline('guarded', $$
+	INSERT INTO checked SELECT hybridiot.tumble(ts, '10 s'), device, count(*), sum(10 / temp) FILTER (WHERE temp <> 0) FROM s GROUP BY 1, 2 $$, enabled => false);
+SELECT put(1, 'a', 5), put(2, 'a', 0), put(3, 'b', 0), put(10);
+SELECT run('guarded');
+SELECT sec(during), device, n, ratio FROM checked ORDER BY 1, 2;
+SELECT count(*) FROM dead;
+SELECT hybridiot.drop_pipeline('guarded'), forget();
+
 -- Rows of several windows that hit one row: the latest window wins, whatever a checkpoint holds.
 CREATE TABLE latest (device text PRIMARY KEY, during tstzrange, n bigint);
 SELECT hybridiot.create_pipeline('latest', $$

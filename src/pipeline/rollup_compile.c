@@ -399,6 +399,28 @@ feed_column(Compile *compile, Node *expr)
 	return list_length(compile->feed);
 }
 
+/* An argument is not evaluated for rows that FILTER leaves out: it may fail for just those. */
+static Node *
+guarded_argument(Aggref *aggref, Node *arg)
+{
+	CaseExpr   *guard;
+	CaseWhen   *when;
+
+	if (aggref->aggfilter == NULL || IsA(arg, Var) || IsA(arg, Const))
+		return arg;
+	when = makeNode(CaseWhen);
+	when->expr = aggref->aggfilter;
+	when->result = (Expr *) arg;
+	when->location = -1;
+	guard = makeNode(CaseExpr);
+	guard->casetype = exprType(arg);
+	guard->casecollid = exprCollation(arg);
+	guard->args = list_make1(when);
+	guard->defresult = (Expr *) makeNullConst(exprType(arg), exprTypmod(arg), exprCollation(arg));
+	guard->location = -1;
+	return (Node *) guard;
+}
+
 static void
 lay_out(Compile *compile)
 {
@@ -430,7 +452,7 @@ lay_out(Compile *compile)
 		aggregate->columns = palloc(sizeof(int) * Max(aggregate->nargs, 1));
 		foreach(arg, aggref->args)
 			aggregate->columns[foreach_current_index(arg)] =
-				feed_column(compile, (Node *) lfirst_node(TargetEntry, arg)->expr);
+				feed_column(compile, guarded_argument(aggref, (Node *) lfirst_node(TargetEntry, arg)->expr));
 		aggregate->filter = aggref->aggfilter == NULL ? -1 :
 			feed_column(compile, (Node *) aggref->aggfilter);
 	}

@@ -1,0 +1,32 @@
+# Random streams through windowed pipelines, compared with a model of the rules (test/model). Some seconds for each thousand cases.
+#
+#	HYBRIDIOT_SEED=1234 HYBRIDIOT_CASES=1     the case with that seed again
+#	HYBRIDIOT_CASES=100000                    many
+use strict;
+use warnings;
+use Hybridiot::Test;
+use IPC::Run;
+use Test::More;
+
+my $cases = $ENV{HYBRIDIOT_CASES} || 2000;
+my $node = new_node('window_property', conf => "fsync = off\nautovacuum = off\n");
+my @command = ("$ENV{HYBRIDIOT_TREE}/test/model/property", '--dsn', $node->connstr('test'), '--cases', $cases);
+push @command, '--seed', $ENV{HYBRIDIOT_SEED} if defined $ENV{HYBRIDIOT_SEED};
+push @command, '--mutants' if $cases >= 1000;
+
+# It prints checks and comments, and an end.
+my $ended = 0;
+IPC::Run::run(\@command, \undef, '>', \my $out, '2>&1');
+my @comments;
+for (split /\n/, $out)
+{
+	if (/^(not )?ok - (.*)/)
+	{
+		ok(!$1, $2) or diag(join "\n", @comments);
+		note($_) for splice @comments;
+	}
+	elsif (/^# end$/) { $ended = 1 }
+	else { push @comments, s/^# //r }
+}
+ok($ended, 'the comparison came to its end') or diag(join "\n", @comments);
+finish();

@@ -18,6 +18,7 @@
 #include "utils/lsyscache.h"
 #include "utils/regproc.h"
 #include "utils/syscache.h"
+#include "utils/typcache.h"
 
 #include "core/compat.h"
 #include "pipeline/aggregate.h"
@@ -32,27 +33,62 @@ refuse_aggregate(Aggref *aggref, const char *why, const char *hint)
 			 errhint("%s", hint)));
 }
 
+static bool has_binary_io(Oid type);
+
+/* What a value of this type is made of has a binary form: elements, bounds or columns. */
+static bool
+parts_have_binary_io(Oid type)
+{
+	Oid			part = get_base_element_type(type);
+	TypeCacheEntry *entry;
+	bool		found = true;
+
+	if (OidIsValid(part))
+		return has_binary_io(part);
+	entry = lookup_type_cache(getBaseType(type), TYPECACHE_RANGE_INFO | TYPECACHE_MULTIRANGE_INFO | TYPECACHE_TUPDESC);
+	if (entry->rngelemtype != NULL)
+		return has_binary_io(entry->rngelemtype->type_id);
+	if (entry->rngtype != NULL)
+		return has_binary_io(entry->rngtype->type_id);
+	for (int i = 0; entry->tupDesc != NULL && found && i < entry->tupDesc->natts; i++)
+		if (!TupleDescAttr(entry->tupDesc, i)->attisdropped)
+			found = has_binary_io(TupleDescAttr(entry->tupDesc, i)->atttypid);
+	return found;
+}
+
+static bool
+has_binary_io(Oid type)
+{
+	HeapTuple	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(getBaseType(type)));
+	Form_pg_type form;
+	bool		found;
+
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for type %u", type);
+	form = (Form_pg_type) GETSTRUCT(tuple);
+	found = OidIsValid(form->typsend) && OidIsValid(form->typreceive);
+	ReleaseSysCache(tuple);
+	return found && parts_have_binary_io(type);
+}
+
 /* Send and receive functions of a type, of the base type for domains, whose checks are the user's code. */
 static bool
 find_binary_io(Oid type, FmgrInfo *send, FmgrInfo *receive, Oid *ioparam)
 {
 	HeapTuple	tuple;
 	Form_pg_type form;
-	bool		found;
 
+	if (!has_binary_io(type))
+		return false;
 	tuple = SearchSysCache1(TYPEOID, ObjectIdGetDatum(getBaseType(type)));
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for type %u", type);
 	form = (Form_pg_type) GETSTRUCT(tuple);
-	found = OidIsValid(form->typsend) && OidIsValid(form->typreceive);
-	if (found)
-	{
-		fmgr_info(form->typsend, send);
-		fmgr_info(form->typreceive, receive);
-		*ioparam = getTypeIOParam(tuple);
-	}
+	fmgr_info(form->typsend, send);
+	fmgr_info(form->typreceive, receive);
+	*ioparam = getTypeIOParam(tuple);
 	ReleaseSysCache(tuple);
-	return found;
+	return true;
 }
 
 void
@@ -70,17 +106,19 @@ GroupKeyPrepare(GroupKey *key, Oid type, int32 typmod, Oid collation, Oid eqop)
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("a group key of a windowed pipeline cannot be of type %s", format_type_be(type)),
 				 errhint("Group by its fields one by one.")));
-	if (!OidIsValid(eqop) || !get_op_hash_functions(eqop, &lhs, &rhs))
+	/* The operator may be that of all arrays, ranges or composites, whose parts know whether they can be hashed. */
+	if (!OidIsValid(eqop) || !get_op_hash_functions(eqop, &lhs, &rhs) ||
+		!OidIsValid(lookup_type_cache(type, TYPECACHE_HASH_PROC)->hash_proc))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("a group key of a windowed pipeline cannot be of type %s", format_type_be(type)),
-				 errdetail("The type has no hash function."),
+				 errdetail("The type, or a part of it, has no hash function."),
 				 errhint("Cast the key to text.")));
 	if (!find_binary_io(type, &key->send, &key->receive, &key->ioparam))
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("a group key of a windowed pipeline cannot be of type %s", format_type_be(type)),
-				 errdetail("The type has no binary form in which groups could be stored."),
+				 errdetail("The type, or a part of it, has no binary form in which groups could be stored."),
 				 errhint("Cast the key to text.")));
 	fmgr_info(lhs, &key->hash);
 	fmgr_info(get_opcode(eqop), &key->equal);

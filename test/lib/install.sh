@@ -50,7 +50,7 @@ needed_by() {
 			;;
 		test)
 			needed_by demo
-			need_package libipc-run-perl python3-psycopg2
+			need_package libipc-run-perl python3-psycopg2 "postgresql-$(postgresql_major)-hll" "postgresql-$(postgresql_major)-tdigest"
 			need node nodejs
 			need shellcheck shellcheck
 			if [ ! -x "$pgspot/bin/pgspot" ]; then need_package python3-venv; fi

@@ -294,12 +294,12 @@ COMMENT ON FUNCTION hybridiot.hop(pg_catalog.timestamptz, pg_catalog.interval, p
 CREATE FUNCTION hybridiot.slide(ts pg_catalog.timestamptz, size pg_catalog.interval) RETURNS pg_catalog.tstzrange
 LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'hybridiot_slide';
 COMMENT ON FUNCTION hybridiot.slide(pg_catalog.timestamptz, pg_catalog.interval) IS
-'sliding windows of a pipeline; raises 0A000 elsewhere';
+'windows of this size that end at a record or begin a microsecond behind one, both ends included; in GROUP BY of a pipeline only, 0A000 elsewhere';
 
 CREATE FUNCTION hybridiot.session(ts pg_catalog.timestamptz, gap pg_catalog.interval) RETURNS pg_catalog.tstzrange
 LANGUAGE C IMMUTABLE STRICT PARALLEL SAFE AS 'MODULE_PATHNAME', 'hybridiot_session';
 COMMENT ON FUNCTION hybridiot.session(pg_catalog.timestamptz, pg_catalog.interval) IS
-'session windows of a pipeline; raises 0A000 elsewhere';
+'the session that ts belongs to: records of a key no further than gap from the next, from the first to the last; in GROUP BY of a pipeline only, 0A000 elsewhere';
 
 -- A pipeline's own statement reads its groups through this function, as the pipeline's owner; everybody else gets 0A000.
 CREATE FUNCTION hybridiot.finished_groups() RETURNS SETOF pg_catalog.record
@@ -323,19 +323,49 @@ COMMENT ON TABLE hybridiot.window_group IS
 
 CREATE TABLE hybridiot.window_layout (
 	pipeline pg_catalog.int4 PRIMARY KEY REFERENCES hybridiot.pipeline_definition ON DELETE CASCADE,
-	layout pg_catalog.text NOT NULL
+	layout pg_catalog.text NOT NULL,
+	kind pg_catalog.text NOT NULL DEFAULT 'tumble',
+	size_us pg_catalog.int8
 );
-COMMENT ON TABLE hybridiot.window_layout IS 'what the stored states of a pipeline depend on: PostgreSQL''s major version, types of keys and states';
+COMMENT ON TABLE hybridiot.window_layout IS 'what the stored states of a pipeline depend on: its windows, PostgreSQL''s major version, types of keys and states';
 
 SELECT pg_catalog.pg_extension_config_dump('hybridiot.window_group', '');
 SELECT pg_catalog.pg_extension_config_dump('hybridiot.window_layout', '');
 
+-- Groups of tumbling and hopping windows, and sessions, are stored as they are. Sliding windows are put together from slices,
+-- the records of a key at one time: one window ends at each, one begins just behind it.
 CREATE VIEW hybridiot.open_window WITH (security_barrier) AS
-SELECT d.name AS pipeline, pg_catalog.tstzrange(g.window_start, g.window_end) AS during,
-	pg_catalog.count(*) AS groups, pg_catalog.sum(g.records)::pg_catalog.int8 AS records
-FROM hybridiot.window_group g JOIN hybridiot.pipeline_definition d ON d.id OPERATOR(pg_catalog.=) g.pipeline
-WHERE NOT g.closed AND pg_catalog.pg_has_role(d.owner, 'MEMBER')
-GROUP BY d.name, g.window_start, g.window_end;
+SELECT d.name AS pipeline, w.during, pg_catalog.count(*) AS groups, pg_catalog.sum(w.records)::pg_catalog.int8 AS records
+FROM hybridiot.pipeline_definition d
+JOIN (
+	SELECT g.pipeline, pg_catalog.tstzrange(g.window_start, g.window_end,
+		CASE WHEN l.kind OPERATOR(pg_catalog.=) 'session' THEN '[]' ELSE '[)' END) AS during, g.records
+	FROM hybridiot.window_group g JOIN hybridiot.window_layout l ON l.pipeline OPERATOR(pg_catalog.=) g.pipeline
+	WHERE NOT g.closed AND l.kind OPERATOR(pg_catalog.<>) 'slide'
+	UNION ALL
+	SELECT a.pipeline, pg_catalog.tstzrange(a.starts, a.starts OPERATOR(pg_catalog.+) a.size, '[]'), pg_catalog.sum(g.records)
+	FROM (
+		SELECT DISTINCT g.pipeline, g.keys, s.starts, l.size
+		FROM hybridiot.window_group g
+		JOIN (SELECT pipeline, size_us OPERATOR(pg_catalog.*) '1 microsecond'::pg_catalog.interval AS size
+			FROM hybridiot.window_layout WHERE kind OPERATOR(pg_catalog.=) 'slide') l
+			ON l.pipeline OPERATOR(pg_catalog.=) g.pipeline
+		CROSS JOIN LATERAL (VALUES
+			(CASE WHEN g.window_end OPERATOR(pg_catalog.=) g.window_start THEN g.window_start OPERATOR(pg_catalog.-) l.size END),
+			(g.window_start OPERATOR(pg_catalog.+) '1 microsecond'::pg_catalog.interval)) AS s (starts)
+		WHERE NOT g.closed AND s.starts IS NOT NULL
+	) a
+	JOIN hybridiot.window_group g ON g.pipeline OPERATOR(pg_catalog.=) a.pipeline AND g.keys OPERATOR(pg_catalog.=) a.keys
+		AND NOT g.closed
+		AND g.window_start OPERATOR(pg_catalog.>=) a.starts
+		AND g.window_start OPERATOR(pg_catalog.<=) (a.starts OPERATOR(pg_catalog.+) a.size)
+		AND g.window_end OPERATOR(pg_catalog.<=) (a.starts OPERATOR(pg_catalog.+) a.size)
+	LEFT JOIN hybridiot.pipeline_progress p ON p.pipeline OPERATOR(pg_catalog.=) a.pipeline
+	WHERE p.closed_before IS NULL OR a.starts OPERATOR(pg_catalog.+) a.size OPERATOR(pg_catalog.>) p.closed_before
+	GROUP BY a.pipeline, a.keys, a.starts, a.size
+) w ON w.pipeline OPERATOR(pg_catalog.=) d.id
+WHERE pg_catalog.pg_has_role(d.owner, 'MEMBER')
+GROUP BY d.name, w.during;
 COMMENT ON VIEW hybridiot.open_window IS 'windows that are not closed, as of the last checkpoint of their pipeline';
 GRANT SELECT ON hybridiot.open_window TO PUBLIC;
 

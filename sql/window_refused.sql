@@ -40,10 +40,6 @@ END $$;
 -- the model of all that follows
 SELECT try($$INSERT INTO t SELECT hybridiot.tumble(ts, '10 s'), device, count(*) FROM s GROUP BY 1, 2$$);
 
--- other kinds of windows
-SELECT try($$INSERT INTO t SELECT w, device, count(*) FROM s, hybridiot.hop(ts, '1 min', '10 s') AS w GROUP BY w, device$$);
-SELECT try($$INSERT INTO t SELECT hybridiot.slide(ts, '10 s'), device, count(*) FROM s GROUP BY 1, 2$$);
-SELECT try($$INSERT INTO t SELECT hybridiot.session(ts, '10 s'), device, count(*) FROM s GROUP BY 1, 2$$);
 
 -- the statement
 SELECT try($$SELECT hybridiot.tumble(ts, '10 s'), device, count(*) FROM s GROUP BY 1, 2$$);

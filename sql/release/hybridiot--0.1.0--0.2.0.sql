@@ -121,3 +121,49 @@ ALTER TABLE hybridiot.pipeline_position
 	ADD COLUMN last_crc pg_catalog.int8,
 	ADD COLUMN leader_epoch pg_catalog.int8,
 	ADD COLUMN topic_id pg_catalog.text;
+
+-- Windows of all kinds.
+ALTER TABLE hybridiot.window_layout ADD COLUMN kind pg_catalog.text NOT NULL DEFAULT 'tumble';
+ALTER TABLE hybridiot.window_layout ADD COLUMN size_us pg_catalog.int8;
+COMMENT ON TABLE hybridiot.window_layout IS 'what the stored states of a pipeline depend on: its windows, PostgreSQL''s major version, types of keys and states';
+COMMENT ON FUNCTION hybridiot.slide(pg_catalog.timestamptz, pg_catalog.interval) IS
+'windows of this size that end at a record or begin a microsecond behind one, both ends included; in GROUP BY of a pipeline only, 0A000 elsewhere';
+COMMENT ON FUNCTION hybridiot.session(pg_catalog.timestamptz, pg_catalog.interval) IS
+'the session that ts belongs to: records of a key no further than gap from the next, from the first to the last; in GROUP BY of a pipeline only, 0A000 elsewhere';
+DROP VIEW hybridiot.open_window;
+-- Groups of tumbling and hopping windows, and sessions, are stored as they are. Sliding windows are put together from slices,
+-- the records of a key at one time: one window ends at each, one begins just behind it.
+CREATE VIEW hybridiot.open_window WITH (security_barrier) AS
+SELECT d.name AS pipeline, w.during, pg_catalog.count(*) AS groups, pg_catalog.sum(w.records)::pg_catalog.int8 AS records
+FROM hybridiot.pipeline_definition d
+JOIN (
+	SELECT g.pipeline, pg_catalog.tstzrange(g.window_start, g.window_end,
+		CASE WHEN l.kind OPERATOR(pg_catalog.=) 'session' THEN '[]' ELSE '[)' END) AS during, g.records
+	FROM hybridiot.window_group g JOIN hybridiot.window_layout l ON l.pipeline OPERATOR(pg_catalog.=) g.pipeline
+	WHERE NOT g.closed AND l.kind OPERATOR(pg_catalog.<>) 'slide'
+	UNION ALL
+	SELECT a.pipeline, pg_catalog.tstzrange(a.starts, a.starts OPERATOR(pg_catalog.+) a.size, '[]'), pg_catalog.sum(g.records)
+	FROM (
+		SELECT DISTINCT g.pipeline, g.keys, s.starts, l.size
+		FROM hybridiot.window_group g
+		JOIN (SELECT pipeline, size_us OPERATOR(pg_catalog.*) '1 microsecond'::pg_catalog.interval AS size
+			FROM hybridiot.window_layout WHERE kind OPERATOR(pg_catalog.=) 'slide') l
+			ON l.pipeline OPERATOR(pg_catalog.=) g.pipeline
+		CROSS JOIN LATERAL (VALUES
+			(CASE WHEN g.window_end OPERATOR(pg_catalog.=) g.window_start THEN g.window_start OPERATOR(pg_catalog.-) l.size END),
+			(g.window_start OPERATOR(pg_catalog.+) '1 microsecond'::pg_catalog.interval)) AS s (starts)
+		WHERE NOT g.closed AND s.starts IS NOT NULL
+	) a
+	JOIN hybridiot.window_group g ON g.pipeline OPERATOR(pg_catalog.=) a.pipeline AND g.keys OPERATOR(pg_catalog.=) a.keys
+		AND NOT g.closed
+		AND g.window_start OPERATOR(pg_catalog.>=) a.starts
+		AND g.window_start OPERATOR(pg_catalog.<=) (a.starts OPERATOR(pg_catalog.+) a.size)
+		AND g.window_end OPERATOR(pg_catalog.<=) (a.starts OPERATOR(pg_catalog.+) a.size)
+	LEFT JOIN hybridiot.pipeline_progress p ON p.pipeline OPERATOR(pg_catalog.=) a.pipeline
+	WHERE p.closed_before IS NULL OR a.starts OPERATOR(pg_catalog.+) a.size OPERATOR(pg_catalog.>) p.closed_before
+	GROUP BY a.pipeline, a.keys, a.starts, a.size
+) w ON w.pipeline OPERATOR(pg_catalog.=) d.id
+WHERE pg_catalog.pg_has_role(d.owner, 'MEMBER')
+GROUP BY d.name, w.during;
+COMMENT ON VIEW hybridiot.open_window IS 'windows that are not closed, as of the last checkpoint of their pipeline';
+GRANT SELECT ON hybridiot.open_window TO PUBLIC;

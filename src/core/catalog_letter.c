@@ -113,7 +113,7 @@ id_array(const int64 *ids, int n)
 enum
 {
 	COLUMN_TOPIC, COLUMN_PARTITION, COLUMN_OFFSET, COLUMN_TIMESTAMP, COLUMN_KEY, COLUMN_VALUE, COLUMN_HEADERS,
-	COLUMN_REASON, COLUMN_CAUSE, COLUMN_START, COLUMN_END, COLUMN_WATERMARK, COLUMN_GROUP_KEYS,
+	COLUMN_REASON, COLUMN_CAUSE, COLUMN_START, COLUMN_END, COLUMN_BOUNDS, COLUMN_WATERMARK, COLUMN_GROUP_KEYS,
 	COLUMN_SQLSTATE, COLUMN_MESSAGE, COLUMNS
 };
 
@@ -144,6 +144,7 @@ put_letter(Column *columns, int row, const DeadLetter *letter)
 	{
 		put(&columns[COLUMN_START], row, TimestampTzGetDatum(letter->window_start));
 		put(&columns[COLUMN_END], row, TimestampTzGetDatum(letter->window_end));
+		put_text(&columns[COLUMN_BOUNDS], row, letter->window_includes_end ? "[]" : "[)");
 	}
 	if (letter->watermark != DT_NOBEGIN)
 		put(&columns[COLUMN_WATERMARK], row, TimestampTzGetDatum(letter->watermark));
@@ -161,17 +162,17 @@ write_letters(int32 id, Oid stream, const DeadLetter *letters, int n)
 		.sql = "INSERT INTO hybridiot.dead_letter_record (pipeline, stream, topic, partition, \"offset\", \"timestamp\","
 		" key, value, headers, reason, cause, during, watermark, group_keys, sqlstate, message)"
 		" SELECT $1, $2::regclass, topic, partition, \"offset\", \"timestamp\", key, value, headers, reason, cause,"
-		" CASE WHEN w_start IS NOT NULL THEN pg_catalog.tstzrange(w_start, w_end) END, watermark, group_keys, sqlstate, message"
-		" FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)"
-		" AS u (topic, partition, \"offset\", \"timestamp\", key, value, headers, reason, cause, w_start, w_end,"
+		" CASE WHEN w_start IS NOT NULL THEN pg_catalog.tstzrange(w_start, w_end, w_bounds) END, watermark, group_keys, sqlstate, message"
+		" FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
+		" AS u (topic, partition, \"offset\", \"timestamp\", key, value, headers, reason, cause, w_start, w_end, w_bounds,"
 		" watermark, group_keys, sqlstate, message)",
-		.nargs = 17,.argtypes = {INT4OID, OIDOID, TEXTARRAYOID, INT4ARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID,
+		.nargs = 18,.argtypes = {INT4OID, OIDOID, TEXTARRAYOID, INT4ARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID,
 			BYTEAARRAYOID, BYTEAARRAYOID, JSONBARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID,
-			TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, JSONBARRAYOID, TEXTARRAYOID, TEXTARRAYOID}
+			TIMESTAMPTZARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID, JSONBARRAYOID, TEXTARRAYOID, TEXTARRAYOID}
 	};
 	static const Oid types[COLUMNS] = {
 		TEXTOID, INT4OID, INT8OID, TIMESTAMPTZOID, BYTEAOID, BYTEAOID, JSONBOID, TEXTOID, TEXTOID,
-		TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, JSONBOID, TEXTOID, TEXTOID
+		TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID, JSONBOID, TEXTOID, TEXTOID
 	};
 	Column		columns[COLUMNS];
 	Datum		values[COLUMNS + 2] = {Int32GetDatum(id), ObjectIdGetDatum(stream)};

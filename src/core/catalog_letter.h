@@ -16,6 +16,7 @@ typedef struct DeadLetter
 	const Record *record;		/* NULL: likewise */
 	TimestampTz window_start;	/* DT_NOBEGIN: no window */
 	TimestampTz window_end;
+	bool		window_includes_end;
 	TimestampTz watermark;		/* DT_NOBEGIN: none */
 	Datum		group_keys;		/* jsonb; 0: none */
 	int			sqlstate;		/* 0: none */

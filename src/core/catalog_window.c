@@ -39,15 +39,16 @@ CatalogReadWindowLayout(int32 pipeline, MemoryContext context)
 }
 
 void
-CatalogWriteWindowLayout(int32 pipeline, const char *layout)
+CatalogWriteWindowLayout(int32 pipeline, const char *layout, const char *kind, int64 size)
 {
 	static CatalogQuery query = {
-		.sql = "INSERT INTO hybridiot.window_layout (pipeline, layout) VALUES ($1, $2)"
-		" ON CONFLICT (pipeline) DO UPDATE SET layout = excluded.layout",
-		.nargs = 2,.argtypes = {INT4OID, TEXTOID}
+		.sql = "INSERT INTO hybridiot.window_layout (pipeline, layout, kind, size_us) VALUES ($1, $2, $3, $4)"
+		" ON CONFLICT (pipeline) DO UPDATE SET layout = excluded.layout, kind = excluded.kind, size_us = excluded.size_us",
+		.nargs = 4,.argtypes = {INT4OID, TEXTOID, TEXTOID, INT8OID}
 	};
 	CatalogScope scope;
-	Datum		values[] = {Int32GetDatum(pipeline), CStringGetTextDatum(layout)};
+	Datum		values[] = {Int32GetDatum(pipeline), CStringGetTextDatum(layout), CStringGetTextDatum(kind),
+	Int64GetDatum(size)};
 
 	CatalogEnter(&scope);
 	CatalogExecute(&query, values, NULL, 0);
@@ -126,7 +127,8 @@ write_some(int32 pipeline, const WindowGroupRow *rows, int n)
 		" pg_catalog.unnest($6), pg_catalog.unnest($7), pg_catalog.unnest($8))"
 		" AS u (id, window_start, window_end, keys, state, records, closed)"
 		" ON CONFLICT (pipeline, id) DO UPDATE"
-		" SET state = excluded.state, records = excluded.records, closed = excluded.closed",
+		" SET window_start = excluded.window_start, window_end = excluded.window_end,"
+		" state = excluded.state, records = excluded.records, closed = excluded.closed",
 		.nargs = 8,
 		.argtypes = {INT4OID, INT8ARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, BYTEAARRAYOID,
 		BYTEAARRAYOID, INT8ARRAYOID, BOOLARRAYOID}

@@ -21,7 +21,8 @@ typedef struct WindowGroupRow
 
 /* What the states of a pipeline depend on, as it was stored with them; NULL: nothing is stored. */
 extern char *CatalogReadWindowLayout(int32 pipeline, MemoryContext context);
-extern void CatalogWriteWindowLayout(int32 pipeline, const char *layout);
+/* kind: name of the windows' function; size in microseconds. */
+extern void CatalogWriteWindowLayout(int32 pipeline, const char *layout, const char *kind, int64 size);
 
 /* Largest id of the pipeline's groups, closed ones too; 0: none. */
 extern int64 CatalogLastGroup(int32 pipeline);

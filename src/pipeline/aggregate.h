@@ -1,20 +1,16 @@
 /*
  * aggregate.h
- *		Groups in memory: find by window and keys, transition, serialise, final.
+ *		States of aggregates: begin, transition, combine, final, bytes.
  *
- * A GroupSet holds the groups of one pipeline. Aggregates' own functions are
- * called directly, as the executor's Agg node would call them, but the
- * transition values outlive the transaction: nothing in them may point to
- * what a transaction owns. User code runs in here, so callers are the pipeline's owner when they call
- * anything that is not said to be free of it.
+ * Aggregates' own functions are called directly, as the executor's Agg node would call them, but the
+ * states outlive the transaction: nothing in them may point to
+ * what a transaction owns. User code runs in here, so callers are the pipeline's owner.
  */
 #ifndef HYBRIDIOT_AGGREGATE_H
 #define HYBRIDIOT_AGGREGATE_H
 
 #include "executor/nodeAgg.h"
 #include "fmgr.h"
-#include "lib/ilist.h"
-#include "lib/pairingheap.h"
 #include "nodes/execnodes.h"
 
 #include "core/hybridiot.h"
@@ -57,11 +53,11 @@ typedef struct GroupAggregate
 	int			nfinalargs;
 	bool		final_modifies; /* the final function spoils the state it is given */
 
+	FmgrInfo	combine;
 	/* internal states: the aggregate's own functions; others: the type's */
 	bool		internal;
 	FmgrInfo	serialise;
 	FmgrInfo	deserialise;
-	FmgrInfo	combine;
 	Oid			ioparam;
 
 	AggStatePerTransData pertrans;	/* what AggGetAggref() looks at */
@@ -75,51 +71,13 @@ typedef struct GroupLayout
 	GroupAggregate *aggregates;
 } GroupLayout;
 
-/* One aggregate's transition value in one group. */
+/* One aggregate's state in one group. */
 typedef struct GroupValue
 {
 	Datum		value;
 	bool		isnull;
 	bool		none;			/* a strict transition function has seen no input yet */
 } GroupValue;
-
-/* Memory of windows that were opened about the same time, and go about the same time. */
-typedef struct GroupArena
-{
-	ExprContext *econtext;		/* its per-tuple memory holds groups and states */
-	int			nwindows;
-	int64		ngroups;		/* ever created in it */
-} GroupArena;
-
-struct WindowGroup;
-
-typedef struct GroupWindow
-{
-	TimestampTz start;
-	TimestampTz end;
-	GroupArena *arena;
-	pairingheap_node heap_node;
-	dlist_head	groups;			/* in order of their ids */
-	int			ngroups;
-} GroupWindow;
-
-typedef struct WindowGroup
-{
-	GroupWindow *window;
-	dlist_node	node;			/* in its window */
-	dlist_node	changed_node;	/* in the set's list, while changed */
-	uint32		hash;
-	bool		changed;		/* since the last checkpoint */
-	bool		stored;			/* the table has a row of it */
-	bool		written;		/* emit 'changes': the target has its row as it is now */
-	bool		pending;		/* emit 'changes': its row is for the next transaction */
-	int64		id;
-	int64		records;
-	NullableDatum *keys;
-	GroupValue *values;
-} WindowGroup;
-
-typedef struct GroupSet GroupSet;
 
 /*
  * Fill what the catalogs say of an aggregate or a key: types, functions. The columns are the
@@ -135,40 +93,40 @@ extern void GroupAggregateCheckRights(const GroupAggregate *aggregate, Oid role)
 /* What a stored state depends on, as text; a state stored under another text cannot be read. */
 extern char *GroupLayoutText(const GroupLayout *layout);
 
-/* A new, empty set; lives in a child of the current memory context until that goes. */
-extern GroupSet *GroupSetCreate(GroupLayout *layout);
+/* What the functions of a layout's aggregates run in. */
+typedef struct AggregateRun
+{
+	GroupLayout *layout;
+	AggState   *aggstate;		/* what transition functions see */
+	MemoryContext temporary;	/* scratch of one row; callers are in it, and reset it */
+	ExprContext *scratch;		/* copies of states, while a final function spoils them */
+} AggregateRun;
 
-extern int64 GroupSetCount(const GroupSet *set);
-/* The window that ends first, of those that have groups; NULL: none. */
-extern GroupWindow *GroupSetEarliest(const GroupSet *set);
-/* Windows that end no later than this, in the order of their ends; palloc'd. */
-extern GroupWindow **GroupSetWindowsUntil(const GroupSet *set, TimestampTz end, int *n);
-/* Latest end of all windows that were open since the set was last empty. */
-extern TimestampTz GroupSetLatestEnd(const GroupSet *set);
+/* In the current memory context. */
+extern AggregateRun *AggregateRunCreate(GroupLayout *layout);
 
 /*
- * Take one feed row into the group of [start, end) that its key columns name, making it if need
- * be. Scratch memory is reset here.
+ * States are arrays of one GroupValue per aggregate; home is the ExprContext whose per-tuple memory they live in.
+ * All but AggregateBegin(), which fills the current memory context, are called in run->temporary.
  */
-extern void GroupSetAdvance(GroupSet *set, TimestampTz start, TimestampTz end,
-							const Datum *values, const bool *isnull);
+extern void AggregateBegin(AggregateRun *run, GroupValue *states);
+/* One row of the feed into the states. */
+extern void AggregateAdvance(AggregateRun *run, GroupValue *states, ExprContext *home,
+							 const Datum *values, const bool *isnull);
+/* One group's states into another's; from_stays: they are used again. */
+extern void AggregateCombine(AggregateRun *run, GroupValue *into, ExprContext *home, const GroupValue *from,
+							 bool from_stays);
+/* Result of an aggregate, in the current memory context, whichever that is; the state stays as it is. */
+extern Datum AggregateFinal(AggregateRun *run, const GroupValue *states, ExprContext *home, int number, bool *isnull);
 
-/* Groups changed since they were last marked; in the order of change. */
-extern dlist_head *GroupSetChanged(GroupSet *set);
-extern void GroupSetMarkStored(GroupSet *set, WindowGroup *group);
-/* Forget a group; the window goes with its last one. */
-extern void GroupSetRemove(GroupSet *set, WindowGroup *group);
+/* What is stored of keys and states, in the current memory context, whichever that is. */
+extern bytea *AggregateEncodeKeys(AggregateRun *run, const NullableDatum *keys);
+extern bytea *AggregateEncode(AggregateRun *run, const GroupValue *states, ExprContext *home);
+/* Put it back; keys lie in the current memory context. ereport XX001 if the bytes are broken. */
+extern void AggregateDecodeKeys(AggregateRun *run, bytea *stored, NullableDatum *keys);
+extern void AggregateDecode(AggregateRun *run, bytea *stored, GroupValue *states, ExprContext *home);
 
-/* Result of an aggregate, in the current memory context; the state stays as it is. */
-extern Datum GroupFinal(GroupSet *set, WindowGroup *group, int aggregate, bool *isnull);
-
-/* What is stored of a group, in the current memory context. */
-extern bytea *GroupEncodeKeys(GroupSet *set, const WindowGroup *group);
-extern bytea *GroupEncodeState(GroupSet *set, const WindowGroup *group);
-/* Put a stored group back; it counts as stored and not changed. ereport XX001 if the bytes are broken. */
-extern void GroupSetLoad(GroupSet *set, TimestampTz start, TimestampTz end, int64 id, int64 records,
-						 bytea *keys, bytea *state);
-/* Ids given to new groups go on behind this one. */
-extern void GroupSetLastId(GroupSet *set, int64 id);
+/* A value that stays must not point to a table's TOAST, which a transaction guards. In the current memory context. */
+extern Datum AggregateCopyToStay(Datum value, bool byval, int16 len);
 
 #endif							/* HYBRIDIOT_AGGREGATE_H */

@@ -168,18 +168,21 @@ find_initial(GroupAggregate *aggregate, HeapTuple tuple)
 static void
 find_storage(GroupAggregate *aggregate, Form_pg_aggregate form)
 {
+	Expr	   *expr;
+
+	build_aggregate_transfn_expr(&aggregate->transtype, 1, 0, false, aggregate->transtype,
+								 aggregate->aggref->inputcollid, form->aggcombinefn, InvalidOid, &expr, NULL);
+	fmgr_info(form->aggcombinefn, &aggregate->combine);
+	fmgr_info_set_expr((Node *) expr, &aggregate->combine);
 	aggregate->internal = aggregate->transtype == INTERNALOID;
 	if (aggregate->internal)
 	{
-		Expr	   *expr;
-
 		build_aggregate_serialfn_expr(form->aggserialfn, &expr);
 		fmgr_info(form->aggserialfn, &aggregate->serialise);
 		fmgr_info_set_expr((Node *) expr, &aggregate->serialise);
 		build_aggregate_deserialfn_expr(form->aggdeserialfn, &expr);
 		fmgr_info(form->aggdeserialfn, &aggregate->deserialise);
 		fmgr_info_set_expr((Node *) expr, &aggregate->deserialise);
-		fmgr_info(form->aggcombinefn, &aggregate->combine);
 		if (aggregate->combine.fn_strict)
 			refuse_aggregate(aggregate->aggref, "The combine function of the aggregate is strict.",
 							 "Use an aggregate that can run in parallel queries.");
@@ -263,8 +266,8 @@ GroupAggregateCheckRights(const GroupAggregate *aggregate, Oid role)
 	{
 		check_execute(aggregate->serialise.fn_oid, owner);
 		check_execute(aggregate->deserialise.fn_oid, owner);
-		check_execute(aggregate->combine.fn_oid, owner);
 	}
+	check_execute(aggregate->combine.fn_oid, owner);
 }
 
 char *

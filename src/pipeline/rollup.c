@@ -116,6 +116,8 @@ RollupCheck(Statement *statement, const PipelineOptions *options, Oid owner)
 	(void) prepare(plan->finish, false);
 	if (plan->prune != NULL)
 		(void) prepare(plan->prune, false);
+	if (plan->retract != NULL)
+		(void) prepare(plan->retract, false);
 	SPI_finish();
 	RoleLeave(&scope);
 }
@@ -146,6 +148,8 @@ open_plans(Rollup *rollup, const PipelineDefinition *def)
 	rollup->finish = prepare(rollup->plan->finish, true);
 	if (rollup->plan->prune != NULL)
 		rollup->prune = prepare(rollup->plan->prune, true);
+	if (rollup->plan->retract != NULL)
+		rollup->retract = prepare(rollup->plan->retract, true);
 	SPI_finish();
 	RoleLeave(&scope);
 }
@@ -170,9 +174,7 @@ check_layout(Rollup *rollup, const PipelineDefinition *def)
 	char	   *stored = CatalogReadWindowLayout(def->id, CurrentMemoryContext);
 	int			n;
 
-	rollup->layout = psprintf("tumble " INT64_FORMAT " " INT64_FORMAT ", %s",
-							  rollup->plan->window.size, rollup->plan->window.origin,
-							  GroupLayoutText(&rollup->plan->layout));
+	rollup->layout = psprintf("%s, %s", WindowSpecText(&rollup->plan->window), GroupLayoutText(&rollup->plan->layout));
 	rollup->layout_stored = stored != NULL && strcmp(stored, rollup->layout) == 0;
 	if (rollup->layout_stored)
 		return;
@@ -227,15 +229,18 @@ RollupOpen(Pipeline *pipeline)
 	MemoryContext context = AllocSetContextCreate(pipeline->context, "hybridiot rollup", ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	Rollup	   *rollup = palloc0(sizeof(Rollup));
+	TimestampTz closed_before;
 
 	rollup->context = context;
 	open_plans(rollup, pipeline->def);
 	rollup->keys = describe_keys(&rollup->plan->layout);
 	rollup->places = palloc(sizeof(RecordPlace) * Max(pipeline->batch->capacity, 1));
 	rollup->letters_context = AllocSetContextCreate(context, "hybridiot dead letters", ALLOCSET_DEFAULT_SIZES);
-	rollup->groups = GroupSetCreate(&rollup->plan->layout);
 	rollup->begin = begin_of(&pipeline->def->options);
-	CatalogReadProgress(pipeline->def->id, &rollup->watermark, &rollup->closed_before);
+	CatalogReadProgress(pipeline->def->id, &rollup->watermark, &closed_before);
+	rollup->closed = WindowTimePlus(closed_before, rollup->plan->window.over);
+	rollup->groups = GroupSetCreate(&rollup->plan->layout, &rollup->plan->window,
+									pipeline->def->options.emit_changes, rollup->closed);
 	check_layout(rollup, pipeline->def);
 	load_groups(rollup, pipeline->def);
 	MemoryContextSwitchTo(old);
@@ -253,6 +258,8 @@ RollupClose(Rollup *rollup)
 		SPI_freeplan(rollup->finish);
 	if (rollup->prune != NULL)
 		SPI_freeplan(rollup->prune);
+	if (rollup->retract != NULL)
+		SPI_freeplan(rollup->retract);
 	MemoryContextDelete(rollup->context);
 }
 
@@ -362,9 +369,20 @@ note_dead_records(Pipeline *pipeline, StreamBatch *batch, int first, int last)
 	MemoryContextSwitchTo(old);
 }
 
-/* A (record, window) pair that came too late; keys are those of its first row. */
+static const struct
+{
+	const char *cause;
+	const char *message;
+}			late_texts[] = {
+	[GROUP_LATE] = {NULL, "its window was over for its partition"},
+	[GROUP_LATE_IDLE] = {"idle", "its window was closed while its partition was idle"},
+	[GROUP_LATE_ORDER] = {"session order", "its session was over for its partition, and its key has records in several"}
+};
+
+/* A record that came too late for what lies in [start, end) or [start, end]; keys are those of its first row. */
 static void
-note_late(Pipeline *pipeline, const Record *record, const RecordPlace *place, const Datum *values, const bool *isnull)
+note_late(Pipeline *pipeline, const Record *record, const RecordPlace *place, GroupVerdict verdict,
+		  TimestampTz start, TimestampTz end, bool includes_end, const Datum *values, const bool *isnull)
 {
 	Rollup	   *rollup = pipeline->rollup;
 	GroupLayout *layout = &rollup->plan->layout;
@@ -377,16 +395,15 @@ note_late(Pipeline *pipeline, const Record *record, const RecordPlace *place, co
 		keys[i].value = values[layout->keys[i].column];
 		keys[i].isnull = isnull[layout->keys[i].column];
 	}
-	letter->cause = place->verdict == PLACE_LATE_IDLE ? "idle" : NULL;
+	letter->cause = late_texts[verdict].cause;
+	letter->message = late_texts[verdict].message;
 	letter->record = copy_record(record);
 	letter->topic = pipeline->stream->topics[record->topic];
-	letter->window_start = place->start;
-	letter->window_end = place->start + rollup->plan->window.size;
+	letter->window_start = start;
+	letter->window_end = end;
+	letter->window_includes_end = includes_end;
 	letter->watermark = place->watermark;
 	letter->group_keys = RollupKeysAsJson(rollup, keys);
-	letter->message = place->verdict == PLACE_LATE_IDLE ?
-		"its window was closed while its partition was idle" :
-		"its window was over for its partition";
 	rollup->nlate++;
 	MemoryContextSwitchTo(old);
 }
@@ -416,18 +433,45 @@ watermark_now(Pipeline *pipeline, const Tide *tide)
 	return Max(watermark, pipeline->rollup->watermark);
 }
 
-/* Let time rise with one record, and judge it. */
+/* The windows of a record: where they begin, and when the first of them is over. False: it has none. */
+static bool
+place_record(Rollup *rollup, RecordPlace *place, TimestampTz time, TimestampTz *over)
+{
+	const WindowSpec *window = &rollup->plan->window;
+
+	switch (window->kind)
+	{
+		case WINDOW_NONE:
+			break;
+		case WINDOW_TUMBLE:
+		case WINDOW_HOP:
+			WindowStarts(window, time, &place->first, &place->last);
+			while (place->first < rollup->begin && place->first <= place->last)
+				place->first += window->advance;
+			*over = place->first + window->size;
+			return place->first <= place->last;
+		case WINDOW_SLIDE:
+			*over = WindowTimePlus(time, 1);
+			/* The first window that is wanted may begin just behind the record. */
+			return time >= WindowTimeMinus(rollup->begin, 1);
+		case WINDOW_SESSION:
+			/* A session that begins before the begin is known as such only with its records. */
+			*over = WindowTimePlus(time, window->over);
+			return true;
+	}
+	pg_unreachable();
+}
+
+/* Let time rise with one record, and see whether it may be late. */
 static void
 judge_record(Pipeline *pipeline, StreamBatch *batch, int number, Tide *tide)
 {
-	Rollup	   *rollup = pipeline->rollup;
-	const WindowSpec *window = &rollup->plan->window;
-	RecordPlace *place = &rollup->places[number];
+	RecordPlace *place = &pipeline->rollup->places[number];
 	TimestampTz time = batch->event_times[number];
 	int			part = PipelinePartition(pipeline, &batch->records[number]) - pipeline->parts;
-	TimestampTz end;
+	TimestampTz over;
 
-	place->verdict = PLACE_NONE;
+	place->delivered = place->noted = false;
 	tide->seen[part] = true;
 	if (batch->status[number] == RECORD_UNDECODABLE || batch->status[number] == RECORD_FUTURE)
 		return;
@@ -439,20 +483,16 @@ judge_record(Pipeline *pipeline, StreamBatch *batch, int number, Tide *tide)
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("the record has no event time")));
 
-	place->start = WindowStart(window, time);
-	if (place->start < rollup->begin)
+	place->delivered = place_record(pipeline->rollup, place, time, &over);
+	if (!place->delivered)
 		return;
-	end = place->start + window->size;
-	if (!WindowCounts(end, WindowTimeMinus(tide->stream_times[part], pipeline->def->options.lateness_us)))
-		place->verdict = PLACE_LATE;
-	else if (end <= tide->closed)
-		place->verdict = PLACE_LATE_IDLE;
-	else
-	{
-		place->verdict = PLACE_COUNTS;
-		return;
-	}
-	place->watermark = watermark_now(pipeline, tide);
+	place->when.time = time;
+	place->when.late = WindowTimeMinus(tide->stream_times[part], pipeline->def->options.lateness_us);
+	place->when.closed = tide->closed;
+	place->when.part = part;
+	place->maybe_late = !WindowCounts(over, Max(place->when.late, tide->closed));
+	if (place->maybe_late)
+		place->watermark = watermark_now(pipeline, tide);
 }
 
 static Tide *
@@ -463,7 +503,7 @@ judge_records(Pipeline *pipeline, StreamBatch *batch, int first, int last)
 
 	tide->stream_times = palloc(sizeof(TimestampTz) * Max(pipeline->nparts, 1));
 	tide->seen = palloc0(sizeof(bool) * Max(pipeline->nparts, 1));
-	tide->closed = Max(rollup->closed_before,
+	tide->closed = Max(rollup->closed,
 					   WindowTimeMinus(rollup->watermark, pipeline->def->options.lateness_us));
 	for (int i = 0; i < pipeline->nparts; i++)
 		tide->stream_times[i] = pipeline->parts[i].stream_time;
@@ -478,8 +518,7 @@ typedef struct FeedReceiver
 	DestReceiver pub;
 	Pipeline   *pipeline;
 	StreamBatch *batch;
-	RecordPlace *places;
-	int64		size;			/* of windows */
+	WindowKind	kind;
 } FeedReceiver;
 
 static void
@@ -495,32 +534,85 @@ feed_startup(DestReceiver *self, int operation, TupleDesc desc)
 				 i, TupleDescAttr(desc, i)->atttypid, plan->types[i]);
 }
 
+/* A row of a tumbling or hopping statement. Windows that are over come first. */
+static void
+take_row(Pipeline *pipeline, const Record *record, const RecordPlace *place, const Datum *values, const bool *isnull)
+{
+	const WindowSpec *window = &pipeline->rollup->plan->window;
+	TimestampTz start = place->first;
+
+	if (place->maybe_late)
+		for (; start <= place->last; start += window->advance)
+		{
+			TimestampTz end = start + window->size;
+			bool		late = !WindowCounts(end, place->when.late);
+
+			if (!late && WindowCounts(end, place->when.closed))
+				break;
+			if (!place->noted)
+				note_late(pipeline, record, place, late ? GROUP_LATE : GROUP_LATE_IDLE, start, end, false, values, isnull);
+		}
+	if (start <= place->last)
+		GroupSetAdvance(pipeline->rollup->groups, start, place->last, values, isnull);
+}
+
+/* A row of a sliding statement: late for the windows that hold its record and end before it counts. */
+static void
+take_slice_row(Pipeline *pipeline, const Record *record, const RecordPlace *place, const Datum *values, const bool *isnull)
+{
+	Rollup	   *rollup = pipeline->rollup;
+	int64		size = rollup->plan->window.size;
+	TimestampTz time = place->when.time;
+	TimestampTz from;
+	GroupVerdict verdict = GroupSetAdvanceSlice(rollup->groups, &place->when, &from, values, isnull);
+	bool		none = from == DT_NOEND;
+
+	if (verdict != GROUP_TAKEN && !place->noted && time >= rollup->begin)
+		note_late(pipeline, record, place, verdict, WindowTimeMinus(time, size),
+				  none ? WindowTimePlus(time, size) : from, none, values, isnull);
+}
+
+static void
+take_session_row(Pipeline *pipeline, const Record *record, const RecordPlace *place, const Datum *values, const bool *isnull)
+{
+	Rollup	   *rollup = pipeline->rollup;
+	TimestampTz time = place->when.time;
+	GroupVerdict verdict = GroupSetAdvanceSession(rollup->groups, &place->when, values, isnull);
+
+	if (verdict != GROUP_TAKEN && !place->noted && time >= rollup->begin)
+		note_late(pipeline, record, place, verdict, time, time, true, values, isnull);
+}
+
 static bool
 feed_receive(TupleTableSlot *slot, DestReceiver *self)
 {
 	FeedReceiver *receiver = (FeedReceiver *) self;
 	int			number;
 	RecordPlace *place;
+	const Record *record;
 
 	slot_getallattrs(slot);
 	number = RecordNumberFromTid((ItemPointer) DatumGetPointer(slot->tts_values[0]));
-	place = &receiver->places[number];
-	switch (place->verdict)
+	place = &receiver->pipeline->rollup->places[number];
+	record = &receiver->batch->records[number];
+	if (!place->delivered)
+		return true;
+	switch (receiver->kind)
 	{
-		case PLACE_COUNTS:
-			GroupSetAdvance(receiver->pipeline->rollup->groups, place->start, place->start + receiver->size,
-							slot->tts_values, slot->tts_isnull);
+		case WINDOW_NONE:
+			pg_unreachable();
+		case WINDOW_TUMBLE:
+		case WINDOW_HOP:
+			take_row(receiver->pipeline, record, place, slot->tts_values, slot->tts_isnull);
 			break;
-		case PLACE_LATE:
-		case PLACE_LATE_IDLE:
-			note_late(receiver->pipeline, &receiver->batch->records[number], place,
-					  slot->tts_values, slot->tts_isnull);
-			place->verdict = PLACE_NOTED;
+		case WINDOW_SLIDE:
+			take_slice_row(receiver->pipeline, record, place, slot->tts_values, slot->tts_isnull);
 			break;
-		case PLACE_NONE:
-		case PLACE_NOTED:
+		case WINDOW_SESSION:
+			take_session_row(receiver->pipeline, record, place, slot->tts_values, slot->tts_isnull);
 			break;
 	}
+	place->noted = place->maybe_late;
 	return true;
 }
 
@@ -538,8 +630,7 @@ run_feed(Pipeline *pipeline, StreamBatch *batch, int first, int last)
 		.pub = {feed_receive, feed_startup, feed_end, feed_end, DestNone},
 		.pipeline = pipeline,
 		.batch = batch,
-		.places = rollup->places,
-		.size = rollup->plan->window.size
+		.kind = rollup->plan->window.kind
 	};
 	SPIExecuteOptions options = {.dest = &receiver.pub};
 	bool		in_pipeline = InPipeline;
@@ -575,16 +666,12 @@ check_max_groups(Pipeline *pipeline)
 	Rollup	   *rollup = pipeline->rollup;
 	int			max_groups = pipeline->def->options.max_groups;
 	int64		open = GroupSetCount(rollup->groups);
-	GroupWindow **closable;
-	int			n;
 
 	if (open <= max_groups)
 		return;
-	closable = GroupSetWindowsUntil(rollup->groups,
-									WindowTimeMinus(RollupWatermark(pipeline, PipelineNow(pipeline)),
-													pipeline->def->options.lateness_us), &n);
-	for (int i = 0; i < n; i++)
-		open -= closable[i]->ngroups;
+	open -= GroupSetCountUntil(rollup->groups,
+							   WindowTimeMinus(RollupWatermark(pipeline, PipelineNow(pipeline)),
+											   pipeline->def->options.lateness_us));
 	if (open > max_groups)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
@@ -603,7 +690,7 @@ RollupAdvance(Pipeline *pipeline, StreamBatch *batch)
 	bool		any = false;
 
 	for (int i = first; i < last && !any; i++)
-		any = pipeline->rollup->places[i].verdict != PLACE_NONE;
+		any = pipeline->rollup->places[i].delivered;
 	if (any)
 		run_feed(pipeline, batch, first, last);
 	note_dead_records(pipeline, batch, first, last);

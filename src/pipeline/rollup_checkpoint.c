@@ -34,14 +34,11 @@
 WindowSpan
 RollupSpan(const Rollup *rollup)
 {
-	GroupWindow *earliest = GroupSetEarliest(rollup->groups);
-	WindowSpan	span = {earliest != NULL, DT_NOEND, DT_NOBEGIN};
+	WindowSpan	span = {.earliest_over = DT_NOEND,.latest_over = DT_NOBEGIN};
 
-	if (earliest != NULL)
-	{
-		span.earliest_end = earliest->end;
-		span.latest_end = GroupSetLatestEnd(rollup->groups);
-	}
+	span.open = GroupSetNextOver(rollup->groups, &span.earliest_over);
+	if (span.open)
+		span.latest_over = GroupSetLatestOver(rollup->groups);
 	return span;
 }
 
@@ -68,7 +65,7 @@ bool
 RollupCheckpointDue(Pipeline *pipeline, TimestampTz now)
 {
 	Rollup	   *rollup = pipeline->rollup;
-	GroupWindow *earliest = GroupSetEarliest(rollup->groups);
+	TimestampTz over;
 
 	if (!dlist_is_empty(GroupSetChanged(rollup->groups)) || rollup->nletters > 0)
 		return true;
@@ -77,8 +74,8 @@ RollupCheckpointDue(Pipeline *pipeline, TimestampTz now)
 			return true;
 	if (idle_changes(pipeline, now))
 		return true;
-	return earliest != NULL &&
-		WindowCloses(earliest->end, WindowTimeMinus(RollupWatermark(pipeline, now), pipeline->def->options.lateness_us));
+	return GroupSetNextOver(rollup->groups, &over) &&
+		WindowCloses(over, WindowTimeMinus(RollupWatermark(pipeline, now), pipeline->def->options.lateness_us));
 }
 
 bool
@@ -96,16 +93,33 @@ RollupNextDeadline(Pipeline *pipeline, TimestampTz now)
 	return WindowNextDeadline(pipeline->parts, pipeline->nparts, &span, &pipeline->def->options, now);
 }
 
+/* A window that closes, off the heap, with its emissions [first, first + n). */
+typedef struct Closing
+{
+	GroupWindow *window;
+	int			first;
+	int			n;
+	TimestampTz over;
+	bool		passed;			/* a slice that stays: its first window is written */
+} Closing;
+
 /* What one checkpoint does. */
 typedef struct Checkpoint
 {
 	Pipeline   *pipeline;
 	Rollup	   *rollup;
 	bool		changes;		/* emit 'changes' */
-	TimestampTz boundary;		/* windows that end no later close: watermark - lateness */
-	Emission   *emissions;		/* groups to be written, in the order of their windows and ids */
+	bool		slides;
+	TimestampTz boundary;		/* windows that are over at this time close: watermark - lateness */
+	Emission   *emissions;		/* groups to be written: those that close, in the order of their windows and ids; others */
 	int			nemissions;
 	int			size;
+	Closing    *closings;
+	int			nclosings;
+	int			closings_size;
+	int			nclosing;		/* emissions of theirs */
+	GroupArena *arena;			/* of sliding windows that are put together */
+	TimestampTz next_over;		/* of the first window that should have closed, if there is more */
 	bool		more;			/* another checkpoint has work at once */
 } Checkpoint;
 
@@ -117,10 +131,31 @@ add_emission(Checkpoint *checkpoint, WindowGroup *group)
 		checkpoint->size = Max(256, checkpoint->size * 2);
 		checkpoint->emissions = checkpoint->emissions == NULL ?
 			palloc(sizeof(Emission) * checkpoint->size) :
-			repalloc(checkpoint->emissions, sizeof(Emission) * checkpoint->size);
+			repalloc_huge(checkpoint->emissions, sizeof(Emission) * checkpoint->size);
 	}
 	memset(&checkpoint->emissions[checkpoint->nemissions], 0, sizeof(Emission));
 	checkpoint->emissions[checkpoint->nemissions++].group = group;
+}
+
+static Closing *
+add_closing(Checkpoint *checkpoint, GroupWindow *window)
+{
+	Closing    *closing;
+
+	if (checkpoint->nclosings == checkpoint->closings_size)
+	{
+		checkpoint->closings_size = Max(64, checkpoint->closings_size * 2);
+		checkpoint->closings = checkpoint->closings == NULL ?
+			palloc(sizeof(Closing) * checkpoint->closings_size) :
+			repalloc_huge(checkpoint->closings, sizeof(Closing) * checkpoint->closings_size);
+	}
+	closing = &checkpoint->closings[checkpoint->nclosings++];
+	closing->window = window;
+	closing->first = checkpoint->nemissions;
+	closing->n = 0;
+	closing->passed = false;
+	closing->over = window->over;
+	return closing;
 }
 
 static int
@@ -129,59 +164,105 @@ compare_emissions(const void *a, const void *b)
 	const WindowGroup *ga = ((const Emission *) a)->group;
 	const WindowGroup *gb = ((const Emission *) b)->group;
 
-	if (ga->window->end != gb->window->end)
-		return ga->window->end < gb->window->end ? -1 : 1;
+	if (ga->window->over != gb->window->over)
+		return ga->window->over < gb->window->over ? -1 : 1;
+	if (ga->window->start != gb->window->start)
+		return ga->window->start < gb->window->start ? -1 : 1;
 	return ga->id < gb->id ? -1 : ga->id > gb->id;
 }
 
-static bool
-closes(const Checkpoint *checkpoint, const WindowGroup *group)
-{
-	return WindowCloses(group->window->end, checkpoint->boundary);
-}
-
-/* Groups of windows that close, and with emit 'changes' all others that changed. */
+/* Groups of windows that close, up to a number that one transaction can take. */
 static void
-collect(Checkpoint *checkpoint)
+collect_closing(Checkpoint *checkpoint)
 {
 	GroupSet   *groups = checkpoint->rollup->groups;
-	GroupWindow **windows;
-	int			nwindows;
+	GroupWindow *window;
 	dlist_iter	iter;
 
-	windows = GroupSetWindowsUntil(groups, checkpoint->boundary, &nwindows);
-	for (int i = 0; i < nwindows; i++)
-		dlist_foreach(iter, &windows[i]->groups)
+	while (checkpoint->nemissions < GROUPS_PER_STEP && checkpoint->nclosings < GROUPS_PER_STEP &&
+		   (window = GroupSetPop(groups, checkpoint->boundary)) != NULL)
+	{
+		Closing    *closing = add_closing(checkpoint, window);
+
+		CHECK_FOR_INTERRUPTS();
+		if (checkpoint->slides)
 		{
-			if (checkpoint->nemissions == GROUPS_PER_STEP)
-			{
-				checkpoint->more = true;
-				break;
-			}
-			add_emission(checkpoint, dlist_container(WindowGroup, node, iter.cur));
+			WindowGroup *group = SlideClosing(groups, checkpoint->arena, window);
+
+			if (group != NULL)
+				add_emission(checkpoint, group);
 		}
-	if (checkpoint->changes)
+		else
+			dlist_foreach(iter, &window->groups)
+			{
+				if (checkpoint->nemissions == GROUPS_PER_STEP)
+					break;
+				add_emission(checkpoint, dlist_container(WindowGroup, node, iter.cur));
+			}
+		closing->n = checkpoint->nemissions - closing->first;
+	}
+	checkpoint->nclosing = checkpoint->nemissions;
+}
+
+/* With emit 'changes', groups that changed and stay open. */
+static void
+collect_changed(Checkpoint *checkpoint)
+{
+	GroupSet   *groups = checkpoint->rollup->groups;
+	dlist_iter	iter;
+	ListCell   *lc;
+
+	if (checkpoint->slides)
+		foreach(lc, SlideChanged(groups, checkpoint->arena, checkpoint->boundary))
+			add_emission(checkpoint, lfirst(lc));
+	else
 		dlist_foreach(iter, GroupSetChanged(groups))
 		{
 			WindowGroup *group = dlist_container(WindowGroup, changed_node, iter.cur);
 
-			if (!closes(checkpoint, group))
+			if (!WindowCloses(group->window->over, checkpoint->boundary))
 				add_emission(checkpoint, group);
 		}
-	if (checkpoint->nemissions > 1)
-		qsort(checkpoint->emissions, checkpoint->nemissions, sizeof(Emission), compare_emissions);
+	if (checkpoint->nemissions - checkpoint->nclosing > 1)
+		qsort(checkpoint->emissions + checkpoint->nclosing, checkpoint->nemissions - checkpoint->nclosing,
+			  sizeof(Emission), compare_emissions);
 }
 
-/* Write what is to be written; with emit 'changes' a closing group may already be there as it is. */
+/* Take what is finished by now off the target under bounds that it has no more. */
+static void
+retract(Checkpoint *checkpoint)
+{
+	bool		any = false;
+
+	if (checkpoint->rollup->retract == NULL)
+		return;
+	for (int i = 0; i < checkpoint->nemissions && !any; i++)
+	{
+		WindowGroup *group = checkpoint->emissions[i].group;
+
+		for (GroupShown *shown = group->shown; shown != NULL && !any; shown = shown->next)
+			any = shown->start != group->window->start || shown->end != group->window->end;
+	}
+	if (any)
+		RollupRetract(checkpoint->pipeline, checkpoint->emissions, checkpoint->nemissions);
+}
+
+/*
+ * Write what is to be written. With emit 'changes' a closing group may already be there as it is. Windows that begin
+ * before the pipeline's begin are nobody's.
+ */
 static void
 emit(Checkpoint *checkpoint, uint64 *rows)
 {
-	Emission   *stale = palloc(sizeof(Emission) * Max(checkpoint->nemissions, 1));
+	Emission   *stale = palloc_extended(sizeof(Emission) * Max(checkpoint->nemissions, 1), MCXT_ALLOC_HUGE);
 	int			n = 0;
 
 	for (int i = 0; i < checkpoint->nemissions; i++)
 	{
-		if (checkpoint->emissions[i].group->written)
+		WindowGroup *group = checkpoint->emissions[i].group;
+
+		group->written |= group->window->start < checkpoint->rollup->begin;
+		if (group->written)
 			checkpoint->emissions[i].result = EMIT_WRITTEN;
 		else
 			stale[n++] = checkpoint->emissions[i];
@@ -198,7 +279,8 @@ emit(Checkpoint *checkpoint, uint64 *rows)
 static void
 fill_row(Rollup *rollup, const WindowGroup *group, bool closed, WindowGroupRow *row)
 {
-	row->id = group->id;
+	/* Sliding windows that are put together have none. */
+	row->id = group->id != 0 ? group->id : GroupSetNextId(rollup->groups);
 	row->start = group->window->start;
 	row->end = group->window->end;
 	row->keys = GroupEncodeKeys(rollup->groups, group);
@@ -245,39 +327,105 @@ note_failed_row(Checkpoint *checkpoint, const Emission *emission)
 						   DatumGetCString(DirectFunctionCall1(jsonb_out, letter->group_keys)))));
 }
 
-/* Forget closed groups; what failed while its window is open is tried again when it changes or closes. */
-static void
-settle(Checkpoint *checkpoint)
+/* A group of a window that closes: false if its row is left for the next transaction. */
+static bool
+settle_closing(Checkpoint *checkpoint, Emission *emission)
 {
-	Rollup	   *rollup = checkpoint->rollup;
-	int64	   *gone = palloc(sizeof(int64) * Max(checkpoint->nemissions, 1));
-	int			ngone = 0;
+	if (emission->result == EMIT_LEFT)
+	{
+		emission->group->pending = true;
+		return false;
+	}
+	if (emission->result == EMIT_FAILED)
+		note_failed_row(checkpoint, emission);
+	else
+		checkpoint->rollup->rows_failed = 0;
+	return true;
+}
 
-	for (int i = 0; i < checkpoint->nemissions; i++)
+/*
+ * Windows that close go, in their order. What is left of the first that could not be written whole, and all behind it, go
+ * back to be closed in the next transaction.
+ */
+static void
+settle_closings(Checkpoint *checkpoint)
+{
+	GroupSet   *groups = checkpoint->rollup->groups;
+	int64	   *gone = palloc_extended(sizeof(int64) * Max(checkpoint->nclosing, 1), MCXT_ALLOC_HUGE);
+	int			ngone = 0;
+	bool		left = false;
+
+	for (int i = 0; i < checkpoint->nclosings; i++)
+	{
+		Closing    *closing = &checkpoint->closings[i];
+		bool		closed = false;
+
+		for (int k = closing->first; k < closing->first + closing->n; k++)
+		{
+			Emission   *emission = &checkpoint->emissions[k];
+			WindowGroup *group = emission->group;
+
+			if (!settle_closing(checkpoint, emission))
+				left = true;
+			else if (!checkpoint->slides)
+			{
+				if (group->stored && emission->result == EMIT_WRITTEN)
+					gone[ngone++] = group->id;
+				closed = GroupSetRemove(groups, group);
+			}
+		}
+		if (checkpoint->slides && !left)
+			closing->passed = SlidePass(groups, closing->window);
+		else if (!closed)
+			GroupSetPutBack(groups, closing->window);
+	}
+	CatalogDeleteGroups(checkpoint->pipeline->def->id, gone, ngone);
+	pfree(gone);
+	checkpoint->more = GroupSetNextOver(groups, &checkpoint->next_over) &&
+		WindowCloses(checkpoint->next_over, checkpoint->boundary);
+}
+
+/* Groups that stay open; what failed is tried again when it changes or closes. */
+static void
+settle_changed(Checkpoint *checkpoint)
+{
+	GroupSet   *groups = checkpoint->rollup->groups;
+
+	for (int i = checkpoint->nclosing; i < checkpoint->nemissions; i++)
 	{
 		Emission   *emission = &checkpoint->emissions[i];
 		WindowGroup *group = emission->group;
 
-		group->pending = emission->result == EMIT_LEFT;
-		if (group->pending)
+		if (checkpoint->slides)
 		{
-			checkpoint->more = true;
+			/* It waits for the next checkpoint: its slices' other windows are written again with it. */
+			if (emission->result == EMIT_LEFT)
+				SlidePending(groups, group);
 			continue;
 		}
+		group->pending = emission->result == EMIT_LEFT;
 		group->written = emission->result == EMIT_WRITTEN;
-		if (group->written)
-			rollup->rows_failed = 0;
-		if (!closes(checkpoint, group))
-			continue;
-		if (!group->written)
-			note_failed_row(checkpoint, emission);
-		else if (group->stored)
-			gone[ngone++] = group->id;
-		GroupSetRemove(rollup->groups, group);
-		emission->group = NULL;
+		checkpoint->more |= group->pending;
+		GroupSetShown(groups, group);
 	}
-	CatalogDeleteGroups(checkpoint->pipeline->def->id, gone, ngone);
-	pfree(gone);
+}
+
+/*
+ * Slices whose window was written, when others that are over at the same time were not: the stored boundary cannot
+ * tell them apart.
+ */
+static void
+mark_passed(Checkpoint *checkpoint)
+{
+	if (!checkpoint->slides || !checkpoint->more)
+		return;
+	for (int i = 0; i < checkpoint->nclosings; i++)
+	{
+		Closing    *closing = &checkpoint->closings[i];
+
+		if (closing->passed && closing->over >= checkpoint->next_over)
+			SlideTouch(checkpoint->rollup->groups, closing->window);
+	}
 }
 
 /* States of the groups that changed and stay. */
@@ -290,9 +438,14 @@ save_groups(Checkpoint *checkpoint)
 	WindowGroupRow *rows = palloc(sizeof(WindowGroupRow) * GROUPS_AT_A_TIME);
 	dlist_mutable_iter iter;
 	RoleScope	scope;
+	int64	   *gone;
+	int			ngone;
 	int			n = 0;
 	bool		any = false;
 
+	gone = GroupSetTakeGone(rollup->groups, &ngone);
+	CatalogDeleteGroups(def->id, gone, ngone);
+	pfree(gone);
 	RoleEnter(&scope, def->owner);
 	dlist_foreach_modify(iter, GroupSetChanged(rollup->groups))
 	{
@@ -319,7 +472,8 @@ save_groups(Checkpoint *checkpoint)
 	CatalogWriteGroups(def->id, rows, n);
 	if (any && !rollup->layout_stored)
 	{
-		CatalogWriteWindowLayout(def->id, rollup->layout);
+		CatalogWriteWindowLayout(def->id, rollup->layout, WindowKindName(rollup->plan->window.kind),
+								 rollup->plan->window.size);
 		rollup->layout_stored = true;
 	}
 	MemoryContextDelete(some);
@@ -345,21 +499,22 @@ save_letters(Pipeline *pipeline)
 	rollup->nletters = rollup->letters_size = rollup->nlate = rollup->nfailed = 0;
 }
 
-/* Windows that end no later than this are final, all of them. */
+/* Windows that are over no later than this are written, all of them. */
 static void
 save_progress(Checkpoint *checkpoint, TimestampTz old_watermark)
 {
 	Rollup	   *rollup = checkpoint->rollup;
-	GroupWindow *earliest = GroupSetEarliest(rollup->groups);
-	TimestampTz closed_before = checkpoint->boundary;
+	TimestampTz closed = checkpoint->boundary;
+	TimestampTz over;
 
-	if (earliest != NULL && earliest->end <= closed_before)
-		closed_before = earliest->end - 1;
-	closed_before = Max(closed_before, rollup->closed_before);
-	if (closed_before == rollup->closed_before && rollup->watermark == old_watermark)
+	if (GroupSetNextOver(rollup->groups, &over) && over <= closed)
+		closed = over - 1;
+	closed = Max(closed, rollup->closed);
+	if (closed == rollup->closed && rollup->watermark == old_watermark)
 		return;
-	rollup->closed_before = closed_before;
-	CatalogWriteProgress(checkpoint->pipeline->def->id, rollup->watermark, rollup->closed_before);
+	rollup->closed = closed;
+	CatalogWriteProgress(checkpoint->pipeline->def->id, rollup->watermark,
+						 WindowTimeMinus(closed, rollup->plan->window.over));
 }
 
 bool
@@ -372,8 +527,11 @@ RollupCheckpoint(Pipeline *pipeline, TimestampTz now, uint64 *rows)
 	Checkpoint	checkpoint = {
 		.pipeline = pipeline,
 		.rollup = rollup,
-		.changes = pipeline->def->options.emit_changes
+		.changes = pipeline->def->options.emit_changes,
+		.slides = rollup->plan->window.kind == WINDOW_SLIDE,
+		.arena = SlideBegin(rollup->groups)
 	};
+	RoleScope	scope;
 
 	rollup->watermark = RollupWatermark(pipeline, now);
 	checkpoint.boundary = WindowTimeMinus(rollup->watermark, pipeline->def->options.lateness_us);
@@ -387,9 +545,18 @@ RollupCheckpoint(Pipeline *pipeline, TimestampTz now, uint64 *rows)
 	}
 
 	*rows = 0;
-	collect(&checkpoint);
+	/* Combining states runs code of the owner's. */
+	RoleEnter(&scope, pipeline->def->owner);
+	collect_closing(&checkpoint);
+	if (checkpoint.changes)
+		collect_changed(&checkpoint);
+	RoleLeave(&scope);
+	retract(&checkpoint);
 	emit(&checkpoint, rows);
-	settle(&checkpoint);
+	settle_closings(&checkpoint);
+	settle_changed(&checkpoint);
+	mark_passed(&checkpoint);
+	SlideEnd(rollup->groups, checkpoint.arena);
 	save_groups(&checkpoint);
 	save_letters(pipeline);
 	save_progress(&checkpoint, old_watermark);

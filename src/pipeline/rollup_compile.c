@@ -41,6 +41,9 @@
 #include "core/options.h"
 #include "pipeline/rollup_compile.h"
 
+/* Windows that one record may belong to. */
+#define MAX_HOPS 10000
+
 /* Where things are in the finish query. */
 #define FINISHED_RTI 1
 #define FINISHED_WINDOW 1		/* column of the window; keys follow, then aggregates */
@@ -52,6 +55,8 @@ typedef struct Compile
 	Oid			stream;
 	int			stream_rti;
 	int			stream_count;	/* streams anywhere in the SELECT */
+	int			hop_rti;		/* hop() in FROM; 0: none */
+	FuncExpr   *hop;
 	List	   *keys;			/* grouping expressions, the window first */
 	List	   *key_names;		/* of char * */
 	List	   *key_clauses;	/* of SortGroupClause; NULL for the window */
@@ -145,38 +150,13 @@ is_stream(const RangeTblEntry *rte)
 	return strcmp(wrapper, KAFKA_WRAPPER) == 0 || strcmp(wrapper, AMQP_WRAPPER) == 0;
 }
 
-static void
-refuse_window_kind(WindowKind kind)
-{
-	switch (kind)
-	{
-		case WINDOW_NONE:
-		case WINDOW_TUMBLE:
-			return;
-		case WINDOW_HOP:
-			refuse("hopping windows are not supported yet",
-				   "They come in a later version; use hybridiot.tumble() now.");
-			break;
-		case WINDOW_SLIDE:
-			refuse("sliding windows are not supported yet",
-				   "They come in a later version; use hybridiot.tumble() now.");
-			break;
-		case WINDOW_SESSION:
-			refuse("session windows are not supported yet",
-				   "They come in a later version; use hybridiot.tumble() now.");
-			break;
-	}
-}
-
-/* Look at the whole SELECT: other kinds of windows, streams, system columns of ours. */
+/* Look at the whole SELECT: streams, system columns of ours. */
 static bool
 look_walker(Node *node, Compile *compile)
 {
 	if (node == NULL)
 		return false;
-	if (IsA(node, FuncExpr))
-		refuse_window_kind(WindowFunctionKind(((FuncExpr *) node)->funcid));
-	else if (IsA(node, Var))
+	if (IsA(node, Var))
 	{
 		Var		   *var = (Var *) node;
 
@@ -256,11 +236,139 @@ find_stream(Compile *compile)
 }
 
 /* ---------------------------------------------------------------------------
+ * hop() in FROM
+ * ---------------------------------------------------------------------------
+ */
+
+static void
+refuse_hop(void)
+{
+	refuse("hop() of a windowed pipeline must be the last item of FROM, by itself",
+		   "Write FROM stream, hybridiot.hop(stream.ts, '1 min', '10 s') AS w, with other tables joined in front of it.");
+}
+
+static bool
+is_reference(Node *node, int rti)
+{
+	return IsA(node, RangeTblRef) && ((RangeTblRef *) node)->rtindex == rti;
+}
+
+/* An entry of the range table that nothing in FROM stands for any more. */
+static void
+drop_entry(Query *select, int rti)
+{
+	RangeTblEntry *rte = rt_fetch(rti, select->rtable);
+
+	rte->rtekind = RTE_RESULT;
+	rte->functions = NIL;
+	rte->joinaliasvars = rte->joinleftcols = rte->joinrightcols = NIL;
+	rte->lateral = rte->inFromCl = false;
+}
+
+static void
+find_hop(Compile *compile)
+{
+	ListCell   *lc;
+
+	foreach(lc, compile->select->rtable)
+	{
+		RangeTblEntry *rte = lfirst_node(RangeTblEntry, lc);
+		Node	   *call;
+
+		if (rte->rtekind != RTE_FUNCTION)
+			continue;
+		call = linitial_node(RangeTblFunction, rte->functions)->funcexpr;
+		if (!IsA(call, FuncExpr) || WindowFunctionKind(((FuncExpr *) call)->funcid) != WINDOW_HOP)
+			continue;
+		if (compile->hop != NULL)
+			refuse("a windowed pipeline must group by one window only",
+				   "Create one pipeline for each size of windows.");
+		if (list_length(rte->functions) != 1 || rte->funcordinality)
+			refuse_hop();
+		compile->hop = (FuncExpr *) call;
+		compile->hop_rti = foreach_current_index(lc) + 1;
+	}
+}
+
+/*
+ * Take hop() out of FROM: its windows are made here (windows.md section 3). It may be an item of FROM, or be joined to
+ * one as a whole; joins around that one would have to be counted anew.
+ */
+static void
+take_hop_out(Compile *compile)
+{
+	FromExpr   *from = compile->select->jointree;
+	ListCell   *lc;
+
+	find_hop(compile);
+	if (compile->hop == NULL)
+		return;
+	foreach(lc, from->fromlist)
+	{
+		JoinExpr   *join = lfirst(lc);
+
+		if (is_reference((Node *) join, compile->hop_rti))
+		{
+			from->fromlist = foreach_delete_current(from->fromlist, lc);
+			break;
+		}
+		if (IsA(join, JoinExpr) && is_reference(join->rarg, compile->hop_rti) && join->jointype == JOIN_INNER)
+		{
+			from->quals = make_and_qual(from->quals, join->quals);
+			lfirst(lc) = join->larg;
+			drop_entry(compile->select, join->rtindex);
+			break;
+		}
+	}
+	if (lc == NULL)
+		refuse_hop();
+	drop_entry(compile->select, compile->hop_rti);
+}
+
+/* What has to be known of a record before it meets its windows must not ask for them. */
+static bool
+window_use_walker(Node *node, Compile *compile)
+{
+	if (node == NULL)
+		return false;
+	if (IsA(node, FuncExpr))
+	{
+		WindowKind	kind = WindowFunctionKind(((FuncExpr *) node)->funcid);
+
+		if (kind != WINDOW_NONE && kind != WINDOW_TUMBLE)
+			return true;
+	}
+	if (IsA(node, Var))
+	{
+		Var		   *var = (Var *) node;
+
+		return compile->hop_rti != 0 && var->varno == compile->hop_rti && var->varlevelsup == compile->sublevels;
+	}
+	if (IsA(node, Query))
+	{
+		bool		result;
+
+		compile->sublevels++;
+		result = query_tree_walker((Query *) node, window_use_walker, compile, 0);
+		compile->sublevels--;
+		return result;
+	}
+	return expression_tree_walker(node, window_use_walker, compile);
+}
+
+static void
+refuse_window_use(void)
+{
+	refuse("the window of a windowed pipeline can stand in GROUP BY, in the SELECT list and in HAVING only",
+		   "In WHERE, in other group keys and inside aggregates use the event time; write the window as in GROUP BY.");
+}
+
+/* ---------------------------------------------------------------------------
  * Window and keys
  * ---------------------------------------------------------------------------
  */
 
-/* An argument of tumble() that must be known now. */
+/* An argument of a window that must be known now. */
 static Datum
 constant_argument(Node *argument, const char *what)
 {
@@ -276,7 +384,7 @@ constant_argument(Node *argument, const char *what)
 	return ((Const *) value)->constvalue;
 }
 
-/* tumble()'s time must be the one that decides what is late: the stream's event time. */
+/* A window's time must be the one that decides what is late: the stream's event time. */
 static void
 check_event_time(Compile *compile, Node *argument)
 {
@@ -304,26 +412,42 @@ check_event_time(Compile *compile, Node *argument)
 				 errhint("Set the stream's option event_time, or use a column with OPTIONS (metadata 'timestamp').")));
 }
 
-/* size and origin of tumble(time, size, origin), defaults and named arguments in place. */
+/* The windows that a call of tumble(), hop(), slide() or session() makes; defaults and named arguments in place. */
 static void
 read_window(Compile *compile, FuncExpr *call)
 {
 	HeapTuple	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(call->funcid));
 	WindowSpec *window = &compile->plan->window;
 	List	   *arguments;
+	const char *size;
 
 	if (!HeapTupleIsValid(tuple))
 		elog(ERROR, "cache lookup failed for function %u", call->funcid);
 	arguments = expand_function_arguments(copyObject(call->args), false, call->funcresulttype, tuple);
 	ReleaseSysCache(tuple);
 
+	window->kind = WindowFunctionKind(call->funcid);
+	window->origin = SetEpochTimestamp();
+	size = window->kind == WINDOW_SESSION ? "gap" : "size";
 	check_event_time(compile, linitial(arguments));
-	window->size = WindowLength(DatumGetIntervalP(constant_argument(lsecond(arguments), "size")), "size");
-	window->origin = DatumGetTimestampTz(constant_argument(lthird(arguments), "origin"));
+	window->size = WindowLength(DatumGetIntervalP(constant_argument(lsecond(arguments), size)), size);
+	if (window->kind == WINDOW_TUMBLE)
+		window->origin = DatumGetTimestampTz(constant_argument(lthird(arguments), "origin"));
 	if (TIMESTAMP_NOT_FINITE(window->origin))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("origin of windows must be finite")));
+	if (window->kind == WINDOW_HOP)
+	{
+		window->advance = WindowLength(DatumGetIntervalP(constant_argument(lthird(arguments), "advance")), "advance");
+		WindowCheckAdvance(window->size, window->advance);
+		if (window->size / window->advance > MAX_HOPS)
+			ereport(ERROR,
+					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					 errmsg("a record would belong to more than %d windows", MAX_HOPS),
+					 errhint("Use a larger advance.")));
+	}
+	WindowSpecComplete(window);
 }
 
 /* A name by which people know a key; unique among keys. */
@@ -347,11 +471,24 @@ name_key(Compile *compile, TargetEntry *tle)
 	return name != NULL ? pstrdup(name) : psprintf("key%d", list_length(compile->key_names));
 }
 
+/* The call that makes the window that this expression stands for; NULL: it is none. */
+static FuncExpr *
+window_call(Compile *compile, Expr *expr)
+{
+	if (compile->hop != NULL && IsA(expr, Var) && ((Var *) expr)->varno == compile->hop_rti &&
+		((Var *) expr)->varattno == 1)
+		return compile->hop;
+	if (IsA(expr, FuncExpr) && WindowFunctionKind(((FuncExpr *) expr)->funcid) != WINDOW_NONE)
+		return (FuncExpr *) expr;
+	return NULL;
+}
+
 /* Grouping expressions: the window comes first, whatever the user's order. */
 static void
 find_keys(Compile *compile)
 {
 	FuncExpr   *window = NULL;
+	Expr	   *key = NULL;
 	ListCell   *lc;
 
 	compile->key_names = list_make1("during");
@@ -360,13 +497,13 @@ find_keys(Compile *compile)
 		SortGroupClause *clause = lfirst_node(SortGroupClause, lc);
 		TargetEntry *tle = get_sortgroupclause_tle(clause, compile->select->targetList);
 
-		if (IsA(tle->expr, FuncExpr) &&
-			WindowFunctionKind(((FuncExpr *) tle->expr)->funcid) == WINDOW_TUMBLE)
+		if (window_call(compile, tle->expr) != NULL)
 		{
 			if (window != NULL)
 				refuse("a windowed pipeline must group by one window only",
 					   "Create one pipeline for each size of windows.");
-			window = (FuncExpr *) tle->expr;
+			window = window_call(compile, tle->expr);
+			key = tle->expr;
 			continue;
 		}
 		compile->key_names = lappend(compile->key_names, name_key(compile, tle));
@@ -375,9 +512,12 @@ find_keys(Compile *compile)
 	}
 	if (window == NULL)
 		refuse("GROUP BY of a windowed pipeline must hold a window",
-			   "Group by hybridiot.tumble() itself; expressions of the window may stand in the SELECT list.");
+			   "Group by tumble(), slide(), session() or the column of hop() itself; expressions of the window may stand in the SELECT list.");
+	if (compile->hop != NULL && window != compile->hop)
+		refuse("a windowed pipeline must group by one window only",
+			   "Create one pipeline for each size of windows.");
 	read_window(compile, window);
-	compile->keys = lcons(window, compile->keys);
+	compile->keys = lcons(key, compile->keys);
 	compile->key_clauses = lcons(NULL, compile->key_clauses);
 }
 
@@ -483,6 +623,8 @@ make_feed(Compile *compile)
 		feed->targetList = lappend(feed->targetList,
 								   makeTargetEntry(copyObject(lfirst(lc)), column + 1, psprintf("c%d", column), false));
 	}
+	if (query_tree_walker(feed, window_use_walker, compile, 0))
+		refuse_window_use();
 	if (contain_volatile_functions((Node *) feed))
 		refuse("a windowed pipeline cannot use volatile functions in FROM, WHERE, group keys or arguments of aggregates",
 			   "A batch may run twice; with emit 'final', volatile functions may stand around aggregates in the SELECT list.");
@@ -621,6 +763,8 @@ make_finish_select(Compile *compile)
 		finish->targetList = lappend(finish->targetList, tle);
 	}
 	having = finish_mutator(select->havingQual, compile);
+	if (window_use_walker((Node *) finish->targetList, compile) || window_use_walker(having, compile))
+		refuse_window_use();
 
 	finish->commandType = CMD_SELECT;
 	finish->querySource = QSRC_ORIGINAL;
@@ -780,30 +924,37 @@ check_changes(Compile *compile, Query *finish)
 	return quals;
 }
 
-/* DELETE FROM target USING finished_groups() WHERE target.keys = keys AND (having) IS NOT TRUE */
+/* DELETE FROM target USING finished_groups() WHERE these conditions, which find the rows of groups, hold. */
 static char *
-make_prune(Compile *compile, Query *finish, List *quals)
+make_delete(Compile *compile, Query *finish, List *quals)
 {
-	Query	   *prune = makeNode(Query);
+	Query	   *delete = makeNode(Query);
 	RangeTblEntry *target = copyObject(rt_fetch(compile->insert->resultRelation, compile->insert->rtable));
+
+	target->inFromCl = false;
+	delete->commandType = CMD_DELETE;
+	delete->querySource = QSRC_ORIGINAL;
+	delete->canSetTag = true;
+	delete->rtable = list_make2(copyObject(linitial(finish->rtable)), target);
+	delete->resultRelation = 2;
+	delete->jointree = makeFromExpr(list_make2(reference(2), reference(FINISHED_RTI)),
+									(Node *) make_ands_explicit(quals));
+	delete->hasSubLinks = finish->hasSubLinks;
+	delete->hasRecursive = finish->hasRecursive;
+	delete->cteList = copyObject(finish->cteList);
+	return pg_get_querydef(delete, false);
+}
+
+/* (having) IS NOT TRUE */
+static Node *
+having_fails(Query *finish)
+{
 	BooleanTest *fails = makeNode(BooleanTest);
 
 	fails->arg = (Expr *) copyObject(finish->jointree->quals);
 	fails->booltesttype = IS_NOT_TRUE;
 	fails->location = -1;
-	target->inFromCl = false;
-
-	prune->commandType = CMD_DELETE;
-	prune->querySource = QSRC_ORIGINAL;
-	prune->canSetTag = true;
-	prune->hasSubLinks = finish->hasSubLinks;
-	prune->hasRecursive = finish->hasRecursive;
-	prune->cteList = copyObject(finish->cteList);
-	prune->rtable = list_make2(copyObject(linitial(finish->rtable)), target);
-	prune->resultRelation = 2;
-	prune->jointree = makeFromExpr(list_make2(reference(2), reference(FINISHED_RTI)),
-								   (Node *) make_ands_explicit(lappend(quals, fails)));
-	return pg_get_querydef(prune, false);
+	return (Node *) fails;
 }
 
 /* ---------------------------------------------------------------------------
@@ -842,6 +993,7 @@ RollupCompile(Query *query, Oid stream, bool emit_changes)
 	refuse_clauses(compile.select);
 	find_stream(&compile);
 	ungroup(compile.select);
+	take_hop_out(&compile);
 	find_keys(&compile);
 	finish = make_finish_select(&compile);
 	lay_out(&compile);
@@ -849,8 +1001,10 @@ RollupCompile(Query *query, Oid stream, bool emit_changes)
 
 	if (emit_changes)
 		quals = check_changes(&compile, finish);
+	if (emit_changes && plan->window.kind == WINDOW_SESSION)
+		plan->retract = make_delete(&compile, finish, copyObject(quals));
 	if (emit_changes && finish->jointree->quals != NULL)
-		plan->prune = make_prune(&compile, finish, quals);
+		plan->prune = make_delete(&compile, finish, lappend(quals, having_fails(finish)));
 	source->subquery = finish;
 	plan->finish = pg_get_querydef(copyObject(query), false);
 	return plan;

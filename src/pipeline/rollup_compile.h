@@ -15,7 +15,7 @@
  * column 0 is the record's ctid in the batch, the others are what layout's columns say.
  * finish is the user's INSERT, reading hybridiot.finished_groups() with the columns (window, keys,
  * aggregates) in place of the stream; prune deletes what finish wrote before for
- * groups that HAVING now leaves out.
+ * groups that HAVING now leaves out; retract deletes the rows of all groups that finished_groups() returns.
  */
 typedef struct RollupPlan
 {
@@ -27,6 +27,7 @@ typedef struct RollupPlan
 	char	   *feed;
 	char	   *finish;
 	char	   *prune;			/* NULL: nothing ever has to go */
+	char	   *retract;		/* emit 'changes' of sessions, whose windows change; else NULL */
 } RollupPlan;
 
 /*

@@ -38,6 +38,7 @@ typedef struct Finishing
 	const Emission *emissions;
 	int			from;
 	int			to;
+	bool		shown;			/* under the bounds that the target has, not those of now */
 	const char *query_string;	/* text of the statement that may ask, by address */
 } Finishing;
 
@@ -58,7 +59,7 @@ typedef struct Emitter
 static uint64
 run_statement(Rollup *rollup, SPIPlanPtr plan, const Emission *emissions, int from, int to)
 {
-	Finishing	own = {rollup, emissions, from, to, RollupPlanText(plan)};
+	Finishing	own = {rollup, emissions, from, to, plan == rollup->retract, RollupPlanText(plan)};
 	SPIExecuteOptions options = {.dest = None_Receiver};
 	int			rc;
 
@@ -206,14 +207,41 @@ RollupEmit(Pipeline *pipeline, Emission *emissions, int n, uint64 *rows)
 	*rows += emitter.rows;
 }
 
+/* Rows of sessions under bounds that they have no more. No subtransaction: what fails here fails again. */
+void
+RollupRetract(Pipeline *pipeline, Emission *emissions, int n)
+{
+	Rollup	   *rollup = pipeline->rollup;
+	bool		in_pipeline = InPipeline;
+	RoleScope	scope;
+
+	InPipeline = true;
+	PG_TRY();
+	{
+		RoleEnter(&scope, pipeline->def->owner);
+		ApplyConstraintsImmediate();
+		if (SPI_connect() != SPI_OK_CONNECT)
+			ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not connect to SPI")));
+		(void) run_statement(rollup, rollup->retract, emissions, 0, n);
+		SPI_finish();
+		RoleLeave(&scope);
+	}
+	PG_FINALLY();
+	{
+		finishing = NULL;
+		InPipeline = in_pipeline;
+	}
+	PG_END_TRY();
+}
+
 /* One group as a row of the function, in the current memory context. */
 static void
-group_as_row(Rollup *rollup, WindowGroup *group, Datum *values, bool *isnull)
+group_as_row(Rollup *rollup, WindowGroup *group, TimestampTz start, TimestampTz end, Datum *values, bool *isnull)
 {
 	GroupLayout *layout = &rollup->plan->layout;
 	int			column = 0;
 
-	values[column] = WindowRange(group->window->start, group->window->end);
+	values[column] = WindowRange(start, end, WindowIncludesEnd(&rollup->plan->window));
 	isnull[column++] = false;
 	for (int i = 0; i < layout->nkeys; i++, column++)
 	{
@@ -252,12 +280,20 @@ hybridiot_finished_groups(PG_FUNCTION_ARGS)
 	row = AllocSetContextCreate(CurrentMemoryContext, "hybridiot finished group", ALLOCSET_SMALL_SIZES);
 	for (int i = own->from; i < own->to; i++)
 	{
+		WindowGroup *group = own->emissions[i].group;
+		GroupShown	now = {group->window->start, group->window->end, NULL};
+
 		CHECK_FOR_INTERRUPTS();
-		old = MemoryContextSwitchTo(row);
-		group_as_row(own->rollup, own->emissions[i].group, values, isnull);
-		MemoryContextSwitchTo(old);
-		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
-		MemoryContextReset(row);
+		for (const GroupShown *bounds = own->shown ? group->shown : &now; bounds != NULL; bounds = bounds->next)
+		{
+			if (own->shown && bounds->start == now.start && bounds->end == now.end)
+				continue;
+			old = MemoryContextSwitchTo(row);
+			group_as_row(own->rollup, group, bounds->start, bounds->end, values, isnull);
+			MemoryContextSwitchTo(old);
+			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
+			MemoryContextReset(row);
+		}
 	}
 	MemoryContextDelete(row);
 	return (Datum) 0;

@@ -5,24 +5,20 @@
 #ifndef HYBRIDIOT_ROLLUP_STATE_H
 #define HYBRIDIOT_ROLLUP_STATE_H
 
+#include "pipeline/group.h"
 #include "pipeline/rollup.h"
 #include "pipeline/rollup_compile.h"
 
-/* What became of a record of the batch, before the statement's WHERE is asked. */
-typedef enum PlaceVerdict
-{
-	PLACE_NONE,					/* not delivered */
-	PLACE_COUNTS,
-	PLACE_LATE,					/* its window is over for its partition */
-	PLACE_LATE_IDLE,			/* its window was closed while its partition was left out */
-	PLACE_NOTED					/* late, and a dead letter was made */
-} PlaceVerdict;
-
+/* A record of the batch as time sees it, before the statement's WHERE is asked. */
 typedef struct RecordPlace
 {
-	PlaceVerdict verdict;
-	TimestampTz start;			/* of its window */
-	TimestampTz watermark;		/* when it came; of late ones only */
+	bool		delivered;		/* its rows go to windows */
+	bool		noted;			/* a dead letter says that it was late */
+	bool		maybe_late;		/* for one of its windows at least */
+	TimestampTz first;			/* starts of its windows, tumbling and hopping ones */
+	TimestampTz last;
+	RowTime		when;
+	TimestampTz watermark;		/* when it came; if maybe_late */
 } RecordPlace;
 
 struct Rollup
@@ -32,6 +28,7 @@ struct Rollup
 	SPIPlanPtr	feed;
 	SPIPlanPtr	finish;
 	SPIPlanPtr	prune;			/* NULL: nothing ever has to go */
+	SPIPlanPtr	retract;		/* NULL: windows do not change */
 	GroupSet   *groups;
 	char	   *layout;			/* as it would be stored now */
 	bool		layout_stored;
@@ -42,7 +39,7 @@ struct Rollup
 
 	/* as of the last checkpoint */
 	TimestampTz watermark;
-	TimestampTz closed_before;
+	TimestampTz closed;			/* windows that are over at this time have been written */
 
 	/* dead letters since the last checkpoint */
 	MemoryContext letters_context;
@@ -93,5 +90,7 @@ typedef struct Emission
  * wrote. Throws what is no fault of a row. Messages are in the current memory context.
  */
 extern void RollupEmit(Pipeline *pipeline, Emission *emissions, int n, uint64 *rows);
+/* Delete rows of sessions under bounds that they have no more, as the owner. */
+extern void RollupRetract(Pipeline *pipeline, Emission *emissions, int n);
 
 #endif							/* HYBRIDIOT_ROLLUP_STATE_H */

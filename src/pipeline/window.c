@@ -25,27 +25,31 @@ PG_FUNCTION_INFO_V1(hybridiot_hop);
 PG_FUNCTION_INFO_V1(hybridiot_slide);
 PG_FUNCTION_INFO_V1(hybridiot_session);
 
+static const char *const kind_names[] = {
+	[WINDOW_TUMBLE] = "tumble",
+	[WINDOW_HOP] = "hop",
+	[WINDOW_SLIDE] = "slide",
+	[WINDOW_SESSION] = "session"
+};
+
+const char *
+WindowKindName(WindowKind kind)
+{
+	Assert(kind != WINDOW_NONE);
+	return kind_names[kind];
+}
+
 WindowKind
 WindowFunctionKind(Oid funcid)
 {
-	static const struct
-	{
-		const char *name;
-		WindowKind	kind;
-	}			functions[] = {
-		{"tumble", WINDOW_TUMBLE},
-		{"hop", WINDOW_HOP},
-		{"slide", WINDOW_SLIDE},
-		{"session", WINDOW_SESSION}
-	};
 	char	   *name;
 
 	if (get_func_namespace(funcid) != get_namespace_oid(HYBRIDIOT_SCHEMA, true))
 		return WINDOW_NONE;
 	name = get_func_name(funcid);
-	for (int i = 0; name != NULL && i < lengthof(functions); i++)
-		if (strcmp(name, functions[i].name) == 0)
-			return functions[i].kind;
+	for (WindowKind kind = WINDOW_TUMBLE; name != NULL && kind < lengthof(kind_names); kind++)
+		if (strcmp(name, kind_names[kind]) == 0)
+			return kind;
 	return WINDOW_NONE;
 }
 
@@ -69,6 +73,16 @@ WindowLength(const Interval *interval, const char *what)
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s of windows must be greater than zero", what)));
 	return length;
+}
+
+void
+WindowCheckAdvance(int64 size, int64 advance)
+{
+	if (advance > size)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("advance of windows must not be greater than their size"),
+				 errhint("Records between the windows would belong to none.")));
 }
 
 /* Start of the step of this size that holds ts: floor division, also before the origin. */
@@ -108,21 +122,49 @@ window_end(TimestampTz start, int64 size)
 	return end;
 }
 
-TimestampTz
-WindowStart(const WindowSpec *spec, TimestampTz ts)
+/* The first of hopping windows that hold ts is the first to begin after ts − size. */
+static TimestampTz
+first_hop(TimestampTz ts, int64 size, int64 advance, TimestampTz origin)
 {
-	TimestampTz start = floor_to_step(ts, spec->size, spec->origin);
+	return floor_to_step(WindowTimeMinus(ts, size), advance, origin) + advance;
+}
 
-	(void) window_end(start, spec->size);
-	return start;
+void
+WindowStarts(const WindowSpec *spec, TimestampTz ts, TimestampTz *first, TimestampTz *last)
+{
+	*last = floor_to_step(ts, spec->advance, spec->origin);
+	*first = spec->kind == WINDOW_TUMBLE ? *last : first_hop(ts, spec->size, spec->advance, spec->origin);
+	(void) window_end(*last, spec->size);
+}
+
+void
+WindowSpecComplete(WindowSpec *spec)
+{
+	if (spec->kind == WINDOW_TUMBLE)
+		spec->advance = spec->size;
+	spec->over = spec->kind == WINDOW_SLIDE ? 1 : spec->kind == WINDOW_SESSION ? spec->size + 1 : 0;
+}
+
+char *
+WindowSpecText(const WindowSpec *spec)
+{
+	switch (spec->kind)
+	{
+		case WINDOW_TUMBLE:
+			return psprintf("tumble " INT64_FORMAT " " INT64_FORMAT, spec->size, spec->origin);
+		case WINDOW_HOP:
+			return psprintf("hop " INT64_FORMAT " " INT64_FORMAT, spec->size, spec->advance);
+		default:
+			return psprintf("%s " INT64_FORMAT, WindowKindName(spec->kind), spec->size);
+	}
 }
 
 Datum
-WindowRange(TimestampTz start, TimestampTz end)
+WindowRange(TimestampTz start, TimestampTz end, bool includes_end)
 {
 	TypeCacheEntry *type = lookup_type_cache(TSTZRANGEOID, TYPECACHE_RANGE_INFO);
 	RangeBound	lower = {.val = TimestampTzGetDatum(start),.inclusive = true,.lower = true};
-	RangeBound	upper = {.val = TimestampTzGetDatum(end)};
+	RangeBound	upper = {.val = TimestampTzGetDatum(end),.inclusive = includes_end};
 
 	return RangeTypePGetDatum(make_range(type, &lower, &upper, false, NULL));
 }
@@ -209,7 +251,7 @@ WindowWatermark(const PartitionState *parts, int nparts, TimestampTz old,
 		if (!span->open || s.largest == DT_NOBEGIN)
 			return old;
 		watermark = WindowTimePlus(s.largest, Max(now - s.last_record_at, 0));
-		watermark = Min(watermark, WindowTimePlus(span->latest_end, options->lateness_us));
+		watermark = Min(watermark, WindowTimePlus(span->latest_over, options->lateness_us));
 	}
 	else if (s.unread || nparts == 0)
 		return old;
@@ -232,7 +274,7 @@ WindowNextDeadline(const PartitionState *parts, int nparts, const WindowSpan *sp
 
 	if (s.all_idle && span->open && s.largest != DT_NOBEGIN)
 	{
-		TimestampTz needed = WindowTimePlus(span->earliest_end, options->lateness_us);
+		TimestampTz needed = WindowTimePlus(span->earliest_over, options->lateness_us);
 
 		deadline = Min(deadline, WindowTimePlus(s.last_record_at, Max(needed - s.largest, 0)));
 	}
@@ -243,13 +285,10 @@ WindowNextDeadline(const PartitionState *parts, int nparts, const WindowSpan *sp
 Datum
 hybridiot_tumble(PG_FUNCTION_ARGS)
 {
-	WindowSpec	spec = {
-		.size = WindowLength(PG_GETARG_INTERVAL_P(1), "size"),
-		.origin = PG_GETARG_TIMESTAMPTZ(2)
-	};
-	TimestampTz start = WindowStart(&spec, PG_GETARG_TIMESTAMPTZ(0));
+	int64		size = WindowLength(PG_GETARG_INTERVAL_P(1), "size");
+	TimestampTz start = floor_to_step(PG_GETARG_TIMESTAMPTZ(0), size, PG_GETARG_TIMESTAMPTZ(2));
 
-	PG_RETURN_DATUM(WindowRange(start, start + spec.size));
+	PG_RETURN_DATUM(WindowRange(start, window_end(start, size), false));
 }
 
 /* Where a call of hop() stands: the windows still to be returned begin at next, last the last. */
@@ -275,18 +314,13 @@ hybridiot_hop(PG_FUNCTION_ARGS)
 		int64		advance = WindowLength(PG_GETARG_INTERVAL_P(2), "advance");
 		TimestampTz epoch = SetEpochTimestamp();
 
-		if (advance > size)
-			ereport(ERROR,
-					(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					 errmsg("advance of windows must not be greater than their size"),
-					 errhint("Records between the windows would belong to none.")));
+		WindowCheckAdvance(size, advance);
 		funcctx = SRF_FIRSTCALL_INIT();
 		hop = MemoryContextAlloc(funcctx->multi_call_memory_ctx, sizeof(HopState));
 		hop->size = size;
 		hop->advance = advance;
 		hop->last = floor_to_step(ts, advance, epoch);
-		/* The first window that holds ts is the first to begin after ts − size. */
-		hop->next = floor_to_step(WindowTimeMinus(ts, size), advance, epoch) + advance;
+		hop->next = first_hop(ts, size, advance, epoch);
 		funcctx->user_fctx = hop;
 	}
 	funcctx = SRF_PERCALL_SETUP();
@@ -296,7 +330,7 @@ hybridiot_hop(PG_FUNCTION_ARGS)
 		TimestampTz start = hop->next;
 
 		hop->next += hop->advance;
-		SRF_RETURN_NEXT(funcctx, WindowRange(start, window_end(start, hop->size)));
+		SRF_RETURN_NEXT(funcctx, WindowRange(start, window_end(start, hop->size), false));
 	}
 	SRF_RETURN_DONE(funcctx);
 }

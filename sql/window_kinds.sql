@@ -94,7 +94,9 @@ TRUNCATE t;
 -- A key in several partitions: what is over for one merges no more with its records; the dead letter says why.
 SELECT hybridiot.create_pipeline('p', $$
 	INSERT INTO t SELECT hybridiot.session(ts, '5 s'), device, count(*), min(temp), max(temp) FROM s GROUP BY 1, 2 $$, enabled => false);
-SELECT put(0, 'a', 1, 2), put(1, 'a', 3, 30, 4), put(0, 'a', 8);
+SELECT put(0, 'a', 1, 2), put(1, 'a', 3, 30), put(0, 'a', 8);
+SELECT run('p');
+SELECT put(1, 'a', 4);
 SELECT run('p');
 SELECT * FROM open;
 SELECT * FROM late;
@@ -137,6 +139,17 @@ SELECT * FROM rows;
 SELECT * FROM late;
 SELECT * FROM open;
 SELECT count(*) FROM hybridiot.window_group;
+SELECT hybridiot.drop_pipeline('p'), forget();
+TRUNCATE t;
+
+-- A jump closes all in the order in which they are over: a late record counts behind an earlier one, and a window that both ends at
+-- one record and begins behind another is written once.
+SELECT hybridiot.create_pipeline('p', $$
+	INSERT INTO t SELECT hybridiot.slide(ts, '5 s'), device, count(*), min(temp), max(temp) FROM s GROUP BY 1, 2 $$, enabled => false);
+SELECT put(0, 'a', 130, 131.999999, 130.000001, 250), put(1, 'b', 20, 25.000001, 26, 250);
+SELECT run('p');
+SELECT * FROM rows;
+SELECT * FROM time;
 SELECT hybridiot.drop_pipeline('p'), forget();
 TRUNCATE t;
 

@@ -540,10 +540,30 @@ GroupEncodeKeys(GroupSet *set, const WindowGroup *group)
 	return AggregateEncodeKeys(set->run, group->keys);
 }
 
+/* Behind a session's states stands where its records came from. */
 bytea *
 GroupEncodeState(GroupSet *set, const WindowGroup *group)
 {
-	return AggregateEncode(set->run, group->values, group->window->arena->econtext);
+	bytea	   *state = AggregateEncode(set->run, group->values, group->window->arena->econtext);
+	int32		part = group->part;
+	Size		size = VARSIZE(state);
+
+	if (set->spec->kind != WINDOW_SESSION)
+		return state;
+	state = repalloc(state, size + sizeof(part));
+	memcpy((char *) state + size, &part, sizeof(part));
+	SET_VARSIZE(state, size + sizeof(part));
+	return state;
+}
+
+static void
+load_part(GroupSet *set, WindowGroup *group, bytea *state)
+{
+	int32		part = GROUP_PARTS;
+
+	if (set->spec->kind == WINDOW_SESSION && VARSIZE_ANY_EXHDR(state) >= sizeof(part))
+		memcpy(&part, (char *) VARDATA_ANY(state) + VARSIZE_ANY_EXHDR(state) - sizeof(part), sizeof(part));
+	group->part = part;
 }
 
 /* A group of the probe's keys with these bounds, which is not there yet; NULL: it is. */
@@ -581,6 +601,7 @@ GroupSetLoad(GroupSet *set, TimestampTz start, TimestampTz end, int64 id, int64 
 	group->stored = true;
 	GroupSetLastId(set, id);
 	AggregateDecode(set->run, state, group->values, group->window->arena->econtext);
+	load_part(set, group, state);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(set->run->temporary);
 }

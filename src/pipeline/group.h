@@ -36,6 +36,7 @@ typedef struct GroupWindow
 	GroupArena *arena;
 	pairingheap_node heap_node;
 	bool		in_heap;
+	bool		first_taken;	/* slice: popped for its first window, which is not settled */
 	dlist_node	node;			/* in the set's list of all */
 	dlist_head	groups;			/* in order of their ids */
 	int			ngroups;
@@ -54,15 +55,14 @@ typedef struct Timeline
 {
 	NullableDatum *keys;
 	uint32		hash;
-	int			part;			/* the partition its records came from; TIMELINE_NO_PART, TIMELINE_PARTS */
 	bool		tangled;		/* sessions that overlap: their key lives in several partitions */
 	int			n;
 	int			size;
 	struct WindowGroup **groups;
 } Timeline;
 
-#define TIMELINE_NO_PART (-1)
-#define TIMELINE_PARTS (-2)
+/* A session's records came from several partitions. */
+#define GROUP_PARTS (-1)
 
 typedef struct WindowGroup
 {
@@ -76,6 +76,7 @@ typedef struct WindowGroup
 	bool		written;		/* emit 'changes': the target has its row as it is now */
 	bool		pending;		/* emit 'changes': its row is for the next transaction */
 	GroupShown *shown;			/* sessions with emit 'changes': rows of it in the target */
+	int			part;			/* sessions: the partition of its records, or GROUP_PARTS */
 	int64		id;
 	int64		records;
 	NullableDatum *keys;
@@ -164,10 +165,15 @@ extern GroupVerdict GroupSetAdvanceSlice(GroupSet *set, const RowTime *when, Tim
 /* Memory for sliding windows that are put together; NULL allowed in SlideEnd(). */
 extern GroupArena *SlideBegin(GroupSet *set);
 extern void SlideEnd(GroupSet *set, GroupArena *arena);
-/* The window that is over when the slice was popped, put together in arena; NULL: there is none. */
-extern WindowGroup *SlideClosing(GroupSet *set, GroupArena *arena, GroupWindow *slice);
-/* The slice is done with the window that was over: on to its next (true), or gone. */
-extern bool SlidePass(GroupSet *set, GroupWindow *slice);
+/*
+ * The window that is over when the slice was popped, put together in arena; NULL: there is none. first: it ends at the slice, which is on the
+ * heap again with its second one; else the slice is done with after it.
+ */
+extern WindowGroup *SlideClosing(GroupSet *set, GroupArena *arena, GroupWindow *slice, bool *first);
+/* The window is written, or there was none. Without first the slice is gone. */
+extern void SlidePass(GroupSet *set, GroupWindow *slice, bool first);
+/* It is left for another time; so are all that were popped later. */
+extern void SlideLeave(GroupSet *set, GroupWindow *slice, bool first);
 /* What the slice has passed has to be stored. */
 extern void SlideTouch(GroupSet *set, GroupWindow *slice);
 /* Windows that changed slices belong to and that are not over at this boundary, as a List of WindowGroup in arena. */

@@ -93,14 +93,15 @@ RollupNextDeadline(Pipeline *pipeline, TimestampTz now)
 	return WindowNextDeadline(pipeline->parts, pipeline->nparts, &span, &pipeline->def->options, now);
 }
 
-/* A window that closes, off the heap, with its emissions [first, first + n). */
+/* A window that closes, off the heap, with its n emissions from the given one on. */
 typedef struct Closing
 {
 	GroupWindow *window;
-	int			first;
+	int			emission;
 	int			n;
 	TimestampTz over;
-	bool		passed;			/* a slice that stays: its first window is written */
+	bool		first;			/* the first window of a slice, which stays */
+	bool		passed;			/* that is written */
 } Closing;
 
 /* What one checkpoint does. */
@@ -151,9 +152,9 @@ add_closing(Checkpoint *checkpoint, GroupWindow *window)
 	}
 	closing = &checkpoint->closings[checkpoint->nclosings++];
 	closing->window = window;
-	closing->first = checkpoint->nemissions;
+	closing->emission = checkpoint->nemissions;
 	closing->n = 0;
-	closing->passed = false;
+	closing->first = closing->passed = false;
 	closing->over = window->over;
 	return closing;
 }
@@ -187,7 +188,7 @@ collect_closing(Checkpoint *checkpoint)
 		CHECK_FOR_INTERRUPTS();
 		if (checkpoint->slides)
 		{
-			WindowGroup *group = SlideClosing(groups, checkpoint->arena, window);
+			WindowGroup *group = SlideClosing(groups, checkpoint->arena, window, &closing->first);
 
 			if (group != NULL)
 				add_emission(checkpoint, group);
@@ -199,7 +200,7 @@ collect_closing(Checkpoint *checkpoint)
 					break;
 				add_emission(checkpoint, dlist_container(WindowGroup, node, iter.cur));
 			}
-		closing->n = checkpoint->nemissions - closing->first;
+		closing->n = checkpoint->nemissions - closing->emission;
 	}
 	checkpoint->nclosing = checkpoint->nemissions;
 }
@@ -360,7 +361,7 @@ settle_closings(Checkpoint *checkpoint)
 		Closing    *closing = &checkpoint->closings[i];
 		bool		closed = false;
 
-		for (int k = closing->first; k < closing->first + closing->n; k++)
+		for (int k = closing->emission; k < closing->emission + closing->n; k++)
 		{
 			Emission   *emission = &checkpoint->emissions[k];
 			WindowGroup *group = emission->group;
@@ -374,8 +375,13 @@ settle_closings(Checkpoint *checkpoint)
 				closed = GroupSetRemove(groups, group);
 			}
 		}
-		if (checkpoint->slides && !left)
-			closing->passed = SlidePass(groups, closing->window);
+		if (checkpoint->slides && left)
+			SlideLeave(groups, closing->window, closing->first);
+		else if (checkpoint->slides)
+		{
+			SlidePass(groups, closing->window, closing->first);
+			closing->passed = closing->first;
+		}
 		else if (!closed)
 			GroupSetPutBack(groups, closing->window);
 	}

@@ -75,7 +75,6 @@ find_timeline(GroupSet *set, bool make)
 		Timeline   *timeline = palloc0(MAXALIGN(sizeof(Timeline)) + sizeof(NullableDatum) * set->layout->nkeys);
 
 		timeline->hash = probe.hash;
-		timeline->part = TIMELINE_NO_PART;
 		timeline->keys = (NullableDatum *) ((char *) timeline + MAXALIGN(sizeof(Timeline)));
 		GroupCopyProbe(set, timeline->keys);
 		timeline->size = 4;
@@ -211,6 +210,8 @@ absorb(GroupSet *set, WindowGroup *into, WindowGroup *other)
 	into->window->start = Min(into->window->start, other->window->start);
 	into->window->end = Max(into->window->end, other->window->end);
 	into->records += other->records;
+	if (other->part != into->part)
+		into->part = GROUP_PARTS;
 	AggregateCombine(set->run, into->values, into->window->arena->econtext, other->values, false);
 	while ((shown = other->shown) != NULL)
 	{
@@ -269,8 +270,12 @@ static GroupVerdict
 judge_alone(const Timeline *timeline, const RowTime *when, TimestampTz over)
 {
 	if (over <= when->late)
-		return timeline != NULL && timeline->part != TIMELINE_NO_PART && timeline->part != when->part ?
-			GROUP_LATE_ORDER : GROUP_LATE;
+	{
+		for (int i = 0; timeline != NULL && i < timeline->n; i++)
+			if (timeline->groups[i]->part != when->part)
+				return GROUP_LATE_ORDER;
+		return GROUP_LATE;
+	}
 	return over <= when->closed ? GROUP_LATE_IDLE : GROUP_TAKEN;
 }
 
@@ -311,10 +316,10 @@ GroupSetAdvanceSession(GroupSet *set, const RowTime *when, const Datum *values, 
 		WindowGroup *group;
 
 		timeline = find_timeline(set, true);
-		timeline->part = timeline->part == TIMELINE_NO_PART || timeline->part == when->part ? when->part : TIMELINE_PARTS;
 		group = touched != NIL ? extend_session(set, timeline, touched, when->time) :
 			new_session(set, timeline, when->time, when->time);
 		GroupTouch(set, group);
+		group->part = group->records == 0 || group->part == when->part ? when->part : GROUP_PARTS;
 		group->records++;
 		AggregateAdvance(set->run, group->values, group->window->arena->econtext, values, isnull);
 	}
@@ -531,12 +536,19 @@ only_group(GroupWindow *slice)
 }
 
 WindowGroup *
-SlideClosing(GroupSet *set, GroupArena *arena, GroupWindow *slice)
+SlideClosing(GroupSet *set, GroupArena *arena, GroupWindow *slice, bool *first)
 {
 	Timeline   *timeline = only_group(slice)->timeline;
 
-	if (ends_window(slice))
+	*first = ends_window(slice) && !slice->first_taken;
+	if (*first)
+	{
+		/* Its second window may be over before others that close in this step. */
+		slice->first_taken = true;
+		slice->over = SliceGoneAt(set, slice);
+		GroupSetPutBack(set, slice);
 		return put_together(set, arena, timeline, WindowTimeMinus(slice->start, set->spec->size));
+	}
 	/* The window behind it may be the one that ends at another record. */
 	if (window_ends_at(timeline, WindowTimePlus(slice->start, 1 + set->spec->size)))
 		return NULL;
@@ -544,34 +556,44 @@ SlideClosing(GroupSet *set, GroupArena *arena, GroupWindow *slice)
 }
 
 void
-SlideTouch(GroupSet *set, GroupWindow *slice)
+SlidePass(GroupSet *set, GroupWindow *slice, bool first)
 {
-	GroupTouch(set, only_group(slice));
-}
-
-bool
-SlidePass(GroupSet *set, GroupWindow *slice)
-{
-	WindowGroup *group = only_group(slice);
-	Timeline   *timeline = group->timeline;
+	Timeline   *timeline = only_group(slice)->timeline;
 	TimestampTz time = slice->start;
-	int			n;
+	int			at = first_at(timeline, time);
 
-	if (ends_window(slice))
+	if (first)
 	{
+		slice->first_taken = false;
 		slice->end = time + 1;
-		slice->over = SliceGoneAt(set, slice);
-		GroupSetPutBack(set, slice);
-		return true;
+		return;
 	}
-	n = count_until(timeline, time) - first_at(timeline, time);
-	for (int at = first_at(timeline, time); n > 0; n--)
+	for (int n = count_until(timeline, time) - at; n > 0; n--)
 	{
-		group = timeline->groups[at];
+		WindowGroup *group = timeline->groups[at];
+
 		GroupGone(set, group);
 		(void) GroupSetRemove(set, group);
 	}
-	return false;
+}
+
+void
+SlideLeave(GroupSet *set, GroupWindow *slice, bool first)
+{
+	if (first)
+	{
+		slice->first_taken = false;
+		slice->over = WindowTimePlus(slice->start, 1);
+		GroupWindowMoved(set, slice);
+	}
+	else if (!slice->in_heap)
+		GroupSetPutBack(set, slice);
+}
+
+void
+SlideTouch(GroupSet *set, GroupWindow *slice)
+{
+	GroupTouch(set, only_group(slice));
 }
 
 static int

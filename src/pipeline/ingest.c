@@ -428,6 +428,13 @@ ms_until(TimestampTz when, TimestampTz now)
 	return TimestampDifferenceMilliseconds(now, when) + 1;
 }
 
+/* When the next checkpoint may be, if there is something to write by then. */
+static TimestampTz
+next_checkpoint(Pipeline *pipeline)
+{
+	return TimestampTzPlusMilliseconds(pipeline->checkpoint_at, pipeline->def->options.checkpoint_us / 1000);
+}
+
 /* Work that is due though no record came. Returns milliseconds until there may be more. */
 static int64
 idle_work(Pipeline *pipeline, Loop *loop)
@@ -442,16 +449,15 @@ idle_work(Pipeline *pipeline, Loop *loop)
 	if (pipeline->rollup)
 	{
 		TimestampTz now = PipelineNow(pipeline);
-		TimestampTz due = TimestampTzPlusMilliseconds(pipeline->checkpoint_at, options->checkpoint_us / 1000);
 
-		if (RollupCheckpointDue(pipeline, now))
+		if (next_checkpoint(pipeline) <= now && RollupCheckpointDue(pipeline, now))
 		{
-			if (due <= now)
-				checkpoint(pipeline);
-			else
-				nap = ms_until(due, now);
+			checkpoint(pipeline);
+			now = PipelineNow(pipeline);
 		}
-		nap = Min(nap, ms_until(RollupNextDeadline(pipeline, now), now));
+		/* What becomes due sooner waits for the checkpoint. */
+		nap = Min(nap, ms_until(RollupCheckpointDue(pipeline, now) ? next_checkpoint(pipeline) :
+								Max(next_checkpoint(pipeline), RollupNextDeadline(pipeline, now)), now));
 	}
 	else if (positions_changed(pipeline))
 		store_positions(pipeline);

@@ -88,9 +88,23 @@ class Place:
                                   *self.settings)) + "\n")
         run(*as_postgres(f"{self.bin}/pg_ctl", "-D", self.data, "-l", f"{self.work}/log", "-w", "start"))
         self.postmaster = int(open(f"{self.data}/postmaster.pid").readline())
-        self.session = subprocess.Popen(
-            as_postgres(f"{self.bin}/psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-h", self.work, "-d", "postgres"),
-            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self.connect()
+
+    def _psql(self, *arguments):
+        return as_postgres(f"{self.bin}/psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-h", self.work, "-d", "postgres", *arguments)
+
+    def connect(self):
+        """The session of sql(), anew after a crash."""
+        if self.session:
+            self.session.kill()
+            self.session.wait()
+        self.session = subprocess.Popen(self._psql(), text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                        stderr=subprocess.DEVNULL)
+
+    def ask(self, query):
+        """In a session of its own; None if the server is not there."""
+        answer = subprocess.run(self._psql("-c", query), text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        return answer.stdout.strip() if answer.returncode == 0 else None
 
     def topic(self, *arguments):
         return run(f"{ROOT}/test/broker/topic", *map(str, arguments), env=dict(os.environ, **self.kafka))

@@ -207,8 +207,6 @@ checkpoint(Pipeline *pipeline)
 		if (pipeline->nparts > 0)
 			pipeline->parts[0].changed = true;
 		PipelineWritePositions(pipeline);
-		if (rows > 0)
-			PipelineNotify(pipeline);
 		unit_commit(pipeline, &unit);
 		PipelinePositionsStored(pipeline);
 		count(pipeline, pipeline->since_checkpoint, rows, pipeline->dead_since_checkpoint);

@@ -50,7 +50,7 @@ extern TimestampTz RollupNextDeadline(Pipeline *pipeline, TimestampTz now);
 /*
  * In one transaction, which the caller commits: changed groups' states, dead letters, final or changed rows through the statement
  * (as the owner), closed boundary, watermark. The caller writes positions in the same transaction. Returns true if more closed windows remain to be
- * written (bounded steps: call again in the next transaction). rows: how many rows the statement wrote.
+ * written (bounded steps: call again in the next transaction). rows: how many rows were written or deleted.
  */
 extern bool RollupCheckpoint(Pipeline *pipeline, TimestampTz now, uint64 *rows);
 

@@ -231,7 +231,7 @@ collect_changed(Checkpoint *checkpoint)
 
 /* Take what is finished by now off the target under bounds that it has no more. */
 static void
-retract(Checkpoint *checkpoint)
+retract(Checkpoint *checkpoint, uint64 *rows)
 {
 	bool		any = false;
 
@@ -245,7 +245,7 @@ retract(Checkpoint *checkpoint)
 			any = shown->start != group->window->start || shown->end != group->window->end;
 	}
 	if (any)
-		RollupRetract(checkpoint->pipeline, checkpoint->emissions, checkpoint->nemissions);
+		*rows += RollupRetract(checkpoint->pipeline, checkpoint->emissions, checkpoint->nemissions);
 }
 
 /*
@@ -309,6 +309,7 @@ note_failed_row(Checkpoint *checkpoint, const Emission *emission)
 	RoleLeave(&scope);
 	letter->window_start = group->window->start;
 	letter->window_end = group->window->end;
+	letter->window_includes_end = WindowIncludesEnd(&rollup->plan->window);
 	letter->watermark = rollup->watermark;
 	letter->sqlstate = emission->sqlstate;
 	letter->message = pstrdup(emission->message);
@@ -557,7 +558,7 @@ RollupCheckpoint(Pipeline *pipeline, TimestampTz now, uint64 *rows)
 	if (checkpoint.changes)
 		collect_changed(&checkpoint);
 	RoleLeave(&scope);
-	retract(&checkpoint);
+	retract(&checkpoint, rows);
 	emit(&checkpoint, rows);
 	settle_closings(&checkpoint);
 	settle_changed(&checkpoint);
@@ -566,6 +567,9 @@ RollupCheckpoint(Pipeline *pipeline, TimestampTz now, uint64 *rows)
 	save_groups(&checkpoint);
 	save_letters(pipeline);
 	save_progress(&checkpoint, old_watermark);
+	/* A window that closes is news even if no row of it changes: now it is final. */
+	if (*rows > 0 || checkpoint.nclosing > 0)
+		PipelineNotify(pipeline);
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(context);
 	return checkpoint.more;

@@ -80,15 +80,15 @@ write_rows(Emitter *emitter, int from, int to)
 	Rollup	   *rollup = emitter->rollup;
 	ConstraintsSetStmt *immediate = makeNode(ConstraintsSetStmt);
 	RoleScope	scope;
-	uint64		rows;
+	uint64		rows = 0;
 
 	RoleEnter(&scope, emitter->pipeline->def->owner);
 	AfterTriggerSetState(immediate);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not connect to SPI")));
 	if (rollup->prune != NULL)
-		(void) run_statement(rollup, rollup->prune, emitter->emissions, from, to);
-	rows = run_statement(rollup, rollup->finish, emitter->emissions, from, to);
+		rows += run_statement(rollup, rollup->prune, emitter->emissions, from, to);
+	rows += run_statement(rollup, rollup->finish, emitter->emissions, from, to);
 	SPI_finish();
 	RoleLeave(&scope);
 	return rows;
@@ -208,11 +208,12 @@ RollupEmit(Pipeline *pipeline, Emission *emissions, int n, uint64 *rows)
 }
 
 /* Rows of sessions under bounds that they have no more. No subtransaction: what fails here fails again. */
-void
+uint64
 RollupRetract(Pipeline *pipeline, Emission *emissions, int n)
 {
 	Rollup	   *rollup = pipeline->rollup;
 	bool		in_pipeline = InPipeline;
+	volatile uint64 rows = 0;
 	RoleScope	scope;
 
 	InPipeline = true;
@@ -222,7 +223,7 @@ RollupRetract(Pipeline *pipeline, Emission *emissions, int n)
 		ApplyConstraintsImmediate();
 		if (SPI_connect() != SPI_OK_CONNECT)
 			ereport(ERROR, (errcode(ERRCODE_INTERNAL_ERROR), errmsg("could not connect to SPI")));
-		(void) run_statement(rollup, rollup->retract, emissions, 0, n);
+		rows = run_statement(rollup, rollup->retract, emissions, 0, n);
 		SPI_finish();
 		RoleLeave(&scope);
 	}
@@ -232,6 +233,7 @@ RollupRetract(Pipeline *pipeline, Emission *emissions, int n)
 		InPipeline = in_pipeline;
 	}
 	PG_END_TRY();
+	return rows;
 }
 
 /* One group as a row of the function, in the current memory context. */

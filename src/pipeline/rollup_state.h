@@ -90,7 +90,7 @@ typedef struct Emission
  * wrote. Throws what is no fault of a row. Messages are in the current memory context.
  */
 extern void RollupEmit(Pipeline *pipeline, Emission *emissions, int n, uint64 *rows);
-/* Delete rows of sessions under bounds that they have no more, as the owner. */
-extern void RollupRetract(Pipeline *pipeline, Emission *emissions, int n);
+/* Delete rows of sessions under bounds that they have no more, as the owner; returns how many. */
+extern uint64 RollupRetract(Pipeline *pipeline, Emission *emissions, int n);
 
 #endif							/* HYBRIDIOT_ROLLUP_STATE_H */

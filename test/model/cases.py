@@ -131,6 +131,14 @@ class Statement:
 class Case:
     """steps: ('put', [Record]), ('run', max_records or None, clock, fate); fate: 'commit', 'rollback' or 'reconnect'."""
 
+    target_name = None
+
+    def records(self):
+        return [record for step in self.steps if step[0] == 'put' for record in step[1]]
+
+    def count_before(self, partition, offset):
+        return len([r for r in self.records() if r.partition == partition and r.offset < offset])
+
     def window_sql(self):
         size = f"'{interval(self.size)}'"
         return {
@@ -141,6 +149,9 @@ class Case:
         }[self.kind]
 
     def target(self):
+        """Its table; one of its own has a name."""
+        if self.target_name:
+            return self.target_name
         return 'final' if self.emit == 'final' else f'changes_{len(self.statement.keys_sql)}'
 
     def columns(self):
@@ -312,6 +323,24 @@ def make_steps(rng, case):
             f.offset += 1
     steps.append(('run', None, clock, 'commit'))
     return steps
+
+
+def generate_steady(seed, kinds):
+    """One whose outcome does not depend on timing: no silence, no empty partitions, no key in several partitions."""
+    case = generate(seed, kinds)
+    rng = random.Random(seed)
+    case.idle_timeout = 0
+    if case.kind == 'session':
+        case.statement.keys_sql = [NEVER_NULL[1]]
+    feeds = [Feed(rng, case) for _ in range(rng.randint(1, 4))]
+    records = [Record(p, 0, 'good', case.base) for p in range(len(feeds))]
+    for feed in feeds:
+        feed.offset = 1
+    for _ in range(rng.randint(10, 150)):
+        partition = rng.randrange(len(feeds))
+        records.append(feeds[partition].record(partition, case.base))
+    case.steps = [('put', records)]
+    return case
 
 
 # ---------------------------------------------------------------- making it smaller

@@ -16,14 +16,14 @@ CREATE FUNCTION us(at timestamptz) RETURNS bigint IMMUTABLE STRICT PARALLEL SAFE
 CREATE FUNCTION bounds(during tstzrange) RETURNS text IMMUTABLE STRICT PARALLEL SAFE LANGUAGE sql AS
 	$$ SELECT concat(CASE WHEN lower_inc(during) THEN '[' ELSE '(' END, us(lower(during)), ',', us(upper(during)),
 		CASE WHEN upper_inc(during) THEN ']' ELSE ')' END) $$;
--- What there is to be seen, but for the target.
-CREATE FUNCTION state() RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN RETURN jsonb_build_object(
-	'letters', (SELECT jsonb_agg(jsonb_build_array(partition, "offset", reason, cause, bounds(during))) FROM hybridiot.dead_letter),
-	'open', (SELECT jsonb_agg(jsonb_build_array(bounds(during), records)) FROM hybridiot.open_window),
-	'positions', (SELECT jsonb_object_agg(p.partition, jsonb_build_array(
-		(SELECT count(*) FROM log l WHERE l.partition = p.partition AND l."offset" < p.next_offset), us(stream_time)))
-		FROM hybridiot.position p),
-	'watermark', (SELECT jsonb_build_array(us(watermark), us(closed_before)) FROM hybridiot.pipeline)); END $$;
+-- What there is to be seen of a pipeline, but for the target.
+CREATE FUNCTION state(name text) RETURNS jsonb LANGUAGE plpgsql AS $$ BEGIN RETURN jsonb_build_object(
+	'letters', (SELECT jsonb_agg(jsonb_build_array(partition, "offset", reason, cause, bounds(during)))
+		FROM hybridiot.dead_letter l WHERE l.pipeline = state.name),
+	'open', (SELECT jsonb_agg(jsonb_build_array(bounds(during), records)) FROM hybridiot.open_window o WHERE o.pipeline = state.name),
+	'positions', (SELECT jsonb_object_agg(partition, jsonb_build_array(next_offset, us(stream_time)))
+		FROM hybridiot.position p WHERE p.pipeline = state.name),
+	'watermark', (SELECT jsonb_build_array(us(watermark), us(closed_before)) FROM hybridiot.pipeline p WHERE p.name = state.name)); END $$;
 """
 
 TARGET = """
@@ -54,18 +54,24 @@ class Player:
         return self.cursor.fetchone()[0]
 
     def setup(self):
-        sql = SETUP
+        self.cursor.execute(SETUP)
         for stream, max_future in STREAMS.items():
-            sql += f"""CREATE FOREIGN TABLE {stream} (k text, v int, ts timestamptz,
-                part int OPTIONS (metadata 'partition'), pos bigint OPTIONS (metadata 'offset'))
-                SERVER model OPTIONS (topic 'log', source 'public.log', format 'json', event_time 'ts',
-                    max_future '{interval(max_future)}');"""
-        sql += TARGET.format(name='final', null='', null1='', null2='', key='')
+            self.create_stream(stream, 'log', max_future)
+        self.create_target('final', None)
         for keys in range(3):
-            sql += TARGET.format(name=f'changes_{keys}', null=' NOT NULL', null1=' NOT NULL' if keys > 0 else '',
-                                 null2=' NOT NULL' if keys > 1 else '',
-                                 key=f", PRIMARY KEY ({', '.join(['during', 'k1', 'k2'][:keys + 1])})")
-        self.cursor.execute(sql)
+            self.create_target(f'changes_{keys}', keys)
+
+    def create_stream(self, name, log, max_future):
+        self.cursor.execute(f"""CREATE FOREIGN TABLE {name} (k text, v int, ts timestamptz,
+            part int OPTIONS (metadata 'partition'), pos bigint OPTIONS (metadata 'offset'))
+            SERVER model OPTIONS (topic '{log}', source 'public.{log}', format 'json', event_time 'ts',
+                max_future '{interval(max_future)}')""")
+
+    def create_target(self, name, keys):
+        """keys: how many the primary key has beside the window; None: there is none."""
+        null = ['' if keys is None or keys < n else ' NOT NULL' for n in range(3)]
+        key = '' if keys is None else f", PRIMARY KEY ({', '.join(['during', 'k1', 'k2'][:keys + 1])})"
+        self.cursor.execute(TARGET.format(name=name, null=null[0], null1=null[1], null2=null[2], key=key))
 
     # ------------------------------------------------------------ a case
 
@@ -113,20 +119,21 @@ class Player:
         return 'TRUNCATE' if self.played % 100 == 0 else 'DELETE FROM'
 
     @staticmethod
-    def put(records):
+    def put(records, log='log'):
         rows = []
         for partition, offset, at, value in map(log_row, records):
             at = f"'{at}'" if at else 'NULL'
             value = "convert_to('" + value + "', 'UTF8')" if value is not None else 'NULL'
             rows.append(f'({partition}, {offset}, {at}, NULL, {value}, NULL)')
-        return f"BEGIN; INSERT INTO log VALUES {', '.join(rows)}; COMMIT;"
+        return f"BEGIN; INSERT INTO {log} VALUES {', '.join(rows)} ON CONFLICT DO NOTHING; COMMIT;"
 
     @staticmethod
     def what(case):
-        return f"state() || jsonb_build_object('rows', rows_{case.target()}())"
+        return f"state('p') || jsonb_build_object('rows', rows_{case.target()}())"
 
     @staticmethod
     def plain(case, what):
+        """In the model's terms."""
         nkeys, naggregates = len(case.statement.keys_sql), len(case.statement.aggregates_sql)
         rows = []
         for during, k1, k2, n, ids, a1, a2, a3 in what['rows'] or []:
@@ -136,6 +143,7 @@ class Player:
             'rows': sorted(rows),
             'letters': sorted([tuple(letter) for letter in what['letters'] or []], key=str),
             'open': sorted(tuple(one) for one in what['open'] or []),
-            'positions': {int(p): tuple(position) for p, position in (what['positions'] or {}).items()},
+            'positions': {int(p): (case.count_before(int(p), offset), stream_time)
+                          for p, (offset, stream_time) in (what['positions'] or {}).items()},
             'watermark': tuple(what['watermark']),
         }

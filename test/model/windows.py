@@ -191,7 +191,11 @@ class Model:
             since = self.closed
             cause = 'idle'
         if record.time < since:
-            missed = Window(record.time - self.spec.size, min(since, record.time + self.spec.size + 1), None, '[)')
+            missed = self.closed_window(record.time - self.spec.size)   # all of them, or those that end before since
+            if since <= record.time + self.spec.size:
+                missed = Window(missed.start, since, None, '[)')
+            else:
+                missed.end = record.time + self.spec.size
             self.letter(record, 'late', cause if record.time >= self.late_time(partition) else None, missed)
         if record.time + self.spec.size >= since:
             self.taken.append((None, Taken(record, keys, since)))

@@ -1,4 +1,5 @@
-# Random streams through windowed pipelines, compared with a model of the rules (test/model). Some seconds for each thousand cases.
+# Random streams through windowed pipelines, compared with a model of the rules (test/model): in sessions, thousands; and by workers
+# that are killed, dozens.
 #
 #	HYBRIDIOT_SEED=1234 HYBRIDIOT_CASES=1     the case with that seed again
 #	HYBRIDIOT_CASES=100000                    many
@@ -12,7 +13,7 @@ my $cases = $ENV{HYBRIDIOT_CASES} || 2000;
 my $node = new_node('window_property', conf => "fsync = off\nautovacuum = off\n");
 my @command = ("$ENV{HYBRIDIOT_TREE}/test/model/property", '--dsn', $node->connstr('test'), '--cases', $cases);
 push @command, '--seed', $ENV{HYBRIDIOT_SEED} if defined $ENV{HYBRIDIOT_SEED};
-push @command, '--mutants' if $cases >= 1000;
+push @command, '--mutants', '--sieges', 3 if $cases >= 1000;
 
 # It prints checks and comments, and an end.
 my $ended = 0;
@@ -26,6 +27,7 @@ for (split /\n/, $out)
 		note($_) for splice @comments;
 	}
 	elsif (/^# end$/) { $ended = 1 }
+	elsif (/^# killed (\d+)$/) { expect_killed($1) }
 	else { push @comments, s/^# //r }
 }
 ok($ended, 'the comparison came to its end') or diag(join "\n", @comments);

@@ -3,13 +3,14 @@ import json
 
 import psycopg2
 
-from cases import STREAMS, interval, log_row, timestamp
+from cases import SITES, STREAMS, interval, log_row, timestamp
 
 SETUP = """
 CREATE EXTENSION IF NOT EXISTS hybridiot;
 CREATE SERVER model FOREIGN DATA WRAPPER hybridiot_kafka OPTIONS (transport 'table');
 CREATE TABLE log (partition int, "offset" bigint, "timestamp" timestamptz, key bytea, value bytea, headers jsonb,
 	PRIMARY KEY (partition, "offset"));
+CREATE TABLE site (k text, site text);
 CREATE TABLE seen (step int, run bigint, what jsonb);
 CREATE FUNCTION us(at timestamptz) RETURNS bigint IMMUTABLE STRICT PARALLEL SAFE LANGUAGE sql AS
 	$$ SELECT (extract(epoch FROM at) * 1000000)::bigint $$;
@@ -57,6 +58,8 @@ class Player:
         self.cursor.execute(SETUP)
         for stream, max_future in STREAMS.items():
             self.create_stream(stream, 'log', max_future)
+        self.cursor.execute('INSERT INTO site VALUES ' + ', '.join(
+            f"('{k}', '{site}')" for k, sites in SITES.items() for site in sites))
         self.create_target('final', None)
         for keys in range(3):
             self.create_target(f'changes_{keys}', keys)

@@ -38,10 +38,10 @@ class Window:
 
 
 class Taken:
-    """A record that counts: in all of its windows whose last instant is not before since."""
+    """A row of a record that counts: in all of its windows whose last instant is not before since."""
 
-    def __init__(self, record, keys, since):
-        self.record, self.keys, self.since = record, keys, since
+    def __init__(self, row, keys, since):
+        self.row, self.keys, self.since = row, keys, since
 
 
 class Model:
@@ -108,20 +108,18 @@ class Model:
 
     def take(self, partition, record):
         try:
-            if not self.statement.where(record):
-                return
-            keys = self.keys(record)
-            self.statement.arguments(record)
+            rows = self.statement.rows(record)
         except Rejected:
             self.letter(record, 'rejected')
             return
-        getattr(self, 'take_' + self.spec.kind)(partition, record, keys)
-
-    def keys(self, record):
-        return self.statement.keys(record)
+        for row, keys in rows:
+            getattr(self, 'take_' + self.spec.kind)(partition, row, keys)
 
     def letter(self, record, reason, cause=None, window=None):
-        self.letters.append((record.partition, record.offset, reason, cause, window and window.text()))
+        """One for a record and window, however many rows a join made of it."""
+        letter = (record.partition, record.offset, reason, cause, window and window.text())
+        if letter not in self.letters:
+            self.letters.append(letter)
 
     # ------------------------------------------------------------ late?
 
@@ -171,47 +169,47 @@ class Model:
             n -= 1
         return windows
 
-    def take_tumble(self, partition, record, keys):
+    def take_tumble(self, partition, row, keys):
         """Each (record, window) pair is judged by itself."""
-        for window in self.windows_at(record.time):
+        for window in self.windows_at(row.time):
             cause = self.late_cause(partition, window)
             if cause is None:
-                self.taken.append((window, Taken(record, keys, None)))
+                self.taken.append((window, Taken(row, keys, None)))
             else:
-                self.letter(record, 'late', cause or None, window)
+                self.letter(row, 'late', cause or None, window)
 
     take_hop = take_tumble
 
     # ------------------------------------------------------------ slide
 
-    def take_slide(self, partition, record, keys):
+    def take_slide(self, partition, row, keys):
         """It misses the windows that hold it and end before T, or before what is closed."""
         since = self.late_time(partition)
         cause = None
         if self.closed is not None and self.closed > since:
             since = self.closed
             cause = 'idle'
-        if record.time < since:
-            missed = self.closed_window(record.time - self.spec.size)   # all of them, or those that end before since
-            if since <= record.time + self.spec.size:
+        if row.time < since:
+            missed = self.closed_window(row.time - self.spec.size)   # all of them, or those that end before since
+            if since <= row.time + self.spec.size:
                 missed = Window(missed.start, since, None, '[)')
             else:
-                missed.end = record.time + self.spec.size
-            self.letter(record, 'late', cause if record.time >= self.late_time(partition) else None, missed)
-        if record.time + self.spec.size >= since:
-            self.taken.append((None, Taken(record, keys, since)))
+                missed.end = row.time + self.spec.size
+            self.letter(row, 'late', cause if row.time >= self.late_time(partition) else None, missed)
+        if row.time + self.spec.size >= since:
+            self.taken.append((None, Taken(row, keys, since)))
 
     def slides(self, taken):
         """Windows end at a record or begin just behind one."""
         starts = set()
         for one in taken:
-            if one.since <= one.record.time:
-                starts.add(one.record.time - self.spec.size)
-            starts.add(one.record.time + 1)
+            if one.since <= one.row.time:
+                starts.add(one.row.time - self.spec.size)
+            starts.add(one.row.time + 1)
         return [self.closed_window(start) for start in starts]
 
     def is_in_slide(self, taken, window):
-        return window.start <= taken.record.time <= window.end and window.end >= taken.since
+        return window.start <= taken.row.time <= window.end and window.end >= taken.since
 
     # ------------------------------------------------------------ session
 
@@ -219,24 +217,24 @@ class Model:
         """Within the gap, which is included."""
         return window.start - self.spec.gap <= time <= window.end + self.spec.gap
 
-    def take_session(self, partition, record, keys):
+    def take_session(self, partition, row, keys):
         """What it touches merges with it; what is over for its partition does not. The merged one is judged."""
         touched = [w for w in {id(w): w for w, t in self.taken if t.keys == keys}.values()
-                   if self.touches(w, record.time) and not self.over_for(partition, w)]
-        merged = self.session_window(min([record.time] + [w.start for w in touched]),
-                                     max([record.time] + [w.end for w in touched]))
+                   if self.touches(w, row.time) and not self.over_for(partition, w)]
+        merged = self.session_window(min([row.time] + [w.start for w in touched]),
+                                     max([row.time] + [w.end for w in touched]))
         cause = self.late_cause(partition, merged)
         if cause is not None:
-            self.letter(record, 'late', cause or self.session_cause(record, keys),
-                        self.session_window(record.time, record.time))
+            self.letter(row, 'late', cause or self.session_cause(row, keys),
+                        self.session_window(row.time, row.time))
             return
         self.taken = [(merged if w in touched else w, t) for w, t in self.taken]
-        self.taken.append((merged, Taken(record, keys, None)))
-        self.homes.setdefault(keys, set()).add(record.partition)
+        self.taken.append((merged, Taken(row, keys, None)))
+        self.homes.setdefault(keys, set()).add(row.partition)
 
-    def session_cause(self, record, keys):
+    def session_cause(self, row, keys):
         """Late, perhaps, only because of the order in which partitions were read."""
-        return 'session order' if self.homes.get(keys, set()) - {record.partition} else None
+        return 'session order' if self.homes.get(keys, set()) - {row.partition} else None
 
     # ------------------------------------------------------------ the watermark
 
@@ -310,7 +308,7 @@ class Model:
 
     def is_past(self, window, taken):
         """May it be forgotten? Not while a window that is open may hold it."""
-        return (window.last if window else taken.record.time + 1 + self.spec.size) < self.closed
+        return (window.last if window else taken.row.time + 1 + self.spec.size) < self.closed
 
     def close(self, window, taken):
         row = self.statement.row(window, taken)

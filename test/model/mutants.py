@@ -237,6 +237,12 @@ class OverMerges(Model):
         return super().over_for(partition, window)
 
 
+@broken('of a key in several partitions, late ones say so', 'session')
+class NoSessionOrder(Model):
+    def session_cause(self, row, keys):
+        return None
+
+
 @broken('sessions of different keys do not merge', 'session')
 class KeysMerge(Model):
     def take_session(self, partition, row, keys):

@@ -55,7 +55,6 @@ class Model:
         self.closed = None          # windows whose last instant is before it are closed
         self.idle = []              # which partitions were left out then
         self.taken = []             # every record that counted and may still be in an open window
-        self.homes = {}             # partitions of each key that has an open session
         self.rows = []              # of closed windows
         self.letters = []           # dead letters
 
@@ -230,11 +229,11 @@ class Model:
             return
         self.taken = [(merged if w in touched else w, t) for w, t in self.taken]
         self.taken.append((merged, Taken(row, keys, None)))
-        self.homes.setdefault(keys, set()).add(row.partition)
 
     def session_cause(self, row, keys):
         """Late, perhaps, only because of the order in which partitions were read."""
-        return 'session order' if self.homes.get(keys, set()) - {row.partition} else None
+        others = [t for _, t in self.taken if t.keys == keys and t.row.partition != row.partition]
+        return 'session order' if others else None
 
     # ------------------------------------------------------------ the watermark
 
@@ -292,7 +291,6 @@ class Model:
             self.close(window, taken)
         self.watermark, self.closed, self.idle = watermark, closed, idle
         self.taken = [(w, t) for w, t in self.taken if not self.is_past(w, t)]
-        self.homes = {k: homes for k, homes in self.homes.items() if any(t.keys == k for _, t in self.taken)}
 
     def move(self, old, new):
         """It never goes back."""

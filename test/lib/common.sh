@@ -21,6 +21,7 @@ kafka_scram_version=3.9.2
 artemis_version=2.55.0
 pgspot_version=0.9.4
 kafka_jars=$HYBRIDIOT_CACHE/kafka-$kafka_version
+streams_jars=$HYBRIDIOT_CACHE/kafka-streams-$kafka_version
 artemis_jars=$HYBRIDIOT_CACHE/artemis-$artemis_version
 pgspot=$HYBRIDIOT_CACHE/pgspot-$pgspot_version
 

@@ -59,7 +59,7 @@ needed_by() {
 				need_package libclang-rt-dev
 			fi
 			if [ ! -d "$(fleet_modules)" ]; then need npm npm; fi
-			if [ ! -d "$HYBRIDIOT_CACHE/kafka-$kafka_scram_version" ]; then need mvn maven; fi
+			if [ ! -d "$HYBRIDIOT_CACHE/kafka-$kafka_scram_version" ] || [ ! -d "$streams_jars" ]; then need mvn maven; fi
 			;;
 		versions)
 			need debootstrap debootstrap
@@ -148,6 +148,7 @@ for what; do
 		test)
 			jars "$HYBRIDIOT_CACHE/kafka-$kafka_scram_version" "org.apache.kafka:kafka_2.13:$kafka_scram_version" \
 				org.slf4j:slf4j-simple:1.7.36
+			jars "$streams_jars" "org.apache.kafka:kafka-streams-test-utils:$kafka_version" org.slf4j:slf4j-simple:1.7.36
 			install_fleet
 			install_pgspot
 			;;

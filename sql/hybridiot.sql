@@ -102,7 +102,8 @@ COMMENT ON TABLE hybridiot.seek_record IS 'positions that were set by hand; read
 CREATE TABLE hybridiot.pipeline_progress (
 	pipeline pg_catalog.int4 PRIMARY KEY REFERENCES hybridiot.pipeline_definition ON DELETE CASCADE,
 	watermark pg_catalog.timestamptz,
-	closed_before pg_catalog.timestamptz
+	closed_before pg_catalog.timestamptz,
+	kept_after pg_catalog.timestamptz NOT NULL DEFAULT '-infinity'
 ) WITH (fillfactor = 50);
 COMMENT ON TABLE hybridiot.pipeline_progress IS 'event time of windowed pipelines; read hybridiot.pipeline instead';
 
@@ -125,7 +126,8 @@ CREATE TABLE hybridiot.dead_letter_record (
 	sqlstate pg_catalog.text,
 	message pg_catalog.text,
 	failed_at pg_catalog.timestamptz NOT NULL DEFAULT pg_catalog.clock_timestamp(),
-	attempts pg_catalog.int4 NOT NULL DEFAULT 1
+	attempts pg_catalog.int4 NOT NULL DEFAULT 1,
+	group_id pg_catalog.int8
 );
 CREATE INDEX dead_letter_record_pipeline_idx ON hybridiot.dead_letter_record (pipeline, id);
 COMMENT ON TABLE hybridiot.dead_letter_record IS 'records that could not be applied; read hybridiot.dead_letter instead';
@@ -243,12 +245,17 @@ CREATE FUNCTION hybridiot.retry_dead_letters(
 ) RETURNS pg_catalog.int8
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_retry_dead_letters';
 COMMENT ON FUNCTION hybridiot.retry_dead_letters(pg_catalog.name, pg_catalog.timestamptz) IS
-'runs a pipeline''s statement over its dead letters again, or those with failed_at >= since, in log order and in this transaction; may be called while its worker runs. Deletes those that pass and returns how many; the others count one more attempt. Needs membership in the owner (42501); 42704 if there is no such pipeline, 0A000 for windowed ones';
+'runs a pipeline''s statement over its dead letters again, or those with failed_at >= since, in log order and in this transaction; may be called while its worker runs. A windowed one takes records into windows that are open for them, and writes finished rows that failed. Deletes letters that pass and returns how many; the others count one more attempt. Needs membership in the owner (42501); 42704 if there is no such pipeline';
 
 CREATE FUNCTION hybridiot.delete_dead_letters(name pg_catalog.name, before pg_catalog.timestamptz) RETURNS pg_catalog.int8
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_delete_dead_letters';
 COMMENT ON FUNCTION hybridiot.delete_dead_letters(pg_catalog.name, pg_catalog.timestamptz) IS
 'deletes dead letters of a pipeline with failed_at < before (infinity: all) and returns how many; 22004 for NULL. Needs membership in the owner (42501); 42704 if there is no such pipeline';
+
+CREATE FUNCTION hybridiot.reopen_window(name pg_catalog.name, during pg_catalog.tstzrange) RETURNS pg_catalog.int8
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_reopen_window';
+COMMENT ON FUNCTION hybridiot.reopen_window(pg_catalog.name, pg_catalog.tstzrange) IS
+'folds late records of closed windows that overlap during into corrected rows, in this transaction, and returns how many; their dead letters go. Needs keep_closed. Raises 55000 for windows that are open or not kept any more, 22023 for an empty or unbounded range, 0A000 for statements that command devices, 42809 for pipelines without windows, 42704, 42501';
 
 CREATE FUNCTION hybridiot.pipeline_slots(
 	OUT pipeline pg_catalog.int4, OUT pid pg_catalog.int4, OUT state pg_catalog.text, OUT reason pg_catalog.text,
@@ -316,10 +323,12 @@ CREATE TABLE hybridiot.window_group (
 	state pg_catalog.bytea NOT NULL,
 	records pg_catalog.int8 NOT NULL,
 	closed pg_catalog.bool NOT NULL,
+	over_at pg_catalog.timestamptz,
 	PRIMARY KEY (pipeline, id)
 ) WITH (fillfactor = 70);
+CREATE INDEX window_group_closed_idx ON hybridiot.window_group (pipeline, over_at) WHERE closed;
 COMMENT ON TABLE hybridiot.window_group IS
-'states of groups as of the last checkpoint; closed ones are kept because their row could not be written. Read hybridiot.open_window instead';
+'states of groups as of the last checkpoint. Closed ones are kept for reopen_window(), or, without over_at, because their row could not be written. Read hybridiot.open_window instead';
 
 CREATE TABLE hybridiot.window_layout (
 	pipeline pg_catalog.int4 PRIMARY KEY REFERENCES hybridiot.pipeline_definition ON DELETE CASCADE,

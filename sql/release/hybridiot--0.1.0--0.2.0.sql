@@ -57,7 +57,7 @@ CREATE FUNCTION hybridiot.retry_dead_letters(
 ) RETURNS pg_catalog.int8
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_retry_dead_letters';
 COMMENT ON FUNCTION hybridiot.retry_dead_letters(pg_catalog.name, pg_catalog.timestamptz) IS
-'runs a pipeline''s statement over its dead letters again, or those with failed_at >= since, in log order and in this transaction; may be called while its worker runs. Deletes those that pass and returns how many; the others count one more attempt. Needs membership in the owner (42501); 42704 if there is no such pipeline, 0A000 for windowed ones';
+'runs a pipeline''s statement over its dead letters again, or those with failed_at >= since, in log order and in this transaction; may be called while its worker runs. A windowed one takes records into windows that are open for them, and writes finished rows that failed. Deletes letters that pass and returns how many; the others count one more attempt. Needs membership in the owner (42501); 42704 if there is no such pipeline';
 
 CREATE FUNCTION hybridiot.delete_dead_letters(name pg_catalog.name, before pg_catalog.timestamptz) RETURNS pg_catalog.int8
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_delete_dead_letters';
@@ -167,3 +167,34 @@ WHERE pg_catalog.pg_has_role(d.owner, 'MEMBER')
 GROUP BY d.name, w.during;
 COMMENT ON VIEW hybridiot.open_window IS 'windows that are not closed, as of the last checkpoint of their pipeline';
 GRANT SELECT ON hybridiot.open_window TO PUBLIC;
+
+-- ---------------------------------------------------------------------------
+-- Closed windows
+-- ---------------------------------------------------------------------------
+
+-- What 0.1.0 closed it did not keep.
+ALTER TABLE hybridiot.pipeline_progress ADD COLUMN kept_after pg_catalog.timestamptz NOT NULL DEFAULT '-infinity';
+UPDATE hybridiot.pipeline_progress p SET kept_after = GREATEST(p.closed_before, p.watermark OPERATOR(pg_catalog.-) d.lateness)
+FROM hybridiot.pipeline_definition d
+WHERE d.id OPERATOR(pg_catalog.=) p.pipeline AND (p.closed_before IS NOT NULL OR p.watermark IS NOT NULL);
+
+ALTER TABLE hybridiot.window_group ADD COLUMN over_at pg_catalog.timestamptz;
+CREATE INDEX window_group_closed_idx ON hybridiot.window_group (pipeline, over_at) WHERE closed;
+COMMENT ON TABLE hybridiot.window_group IS
+'states of groups as of the last checkpoint. Closed ones are kept for reopen_window(), or, without over_at, because their row could not be written. Read hybridiot.open_window instead';
+
+-- Dead letters of finished rows know their group. 0.1.0 wrote those of a window in the order of its groups.
+ALTER TABLE hybridiot.dead_letter_record ADD COLUMN group_id pg_catalog.int8;
+UPDATE hybridiot.dead_letter_record r SET group_id = g.id
+FROM (SELECT id, pipeline, during, pg_catalog.row_number() OVER (PARTITION BY pipeline, during ORDER BY id) AS place
+		FROM hybridiot.dead_letter_record WHERE "offset" IS NULL) l
+	JOIN (SELECT id, pipeline, pg_catalog.tstzrange(window_start, window_end) AS during,
+			pg_catalog.row_number() OVER (PARTITION BY pipeline, window_start, window_end ORDER BY id) AS place
+		FROM hybridiot.window_group WHERE closed) g
+	ON g.pipeline OPERATOR(pg_catalog.=) l.pipeline AND g.during OPERATOR(pg_catalog.=) l.during AND g.place OPERATOR(pg_catalog.=) l.place
+WHERE r.id OPERATOR(pg_catalog.=) l.id;
+
+CREATE FUNCTION hybridiot.reopen_window(name pg_catalog.name, during pg_catalog.tstzrange) RETURNS pg_catalog.int8
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_reopen_window';
+COMMENT ON FUNCTION hybridiot.reopen_window(pg_catalog.name, pg_catalog.tstzrange) IS
+'folds late records of closed windows that overlap during into corrected rows, in this transaction, and returns how many; their dead letters go. Needs keep_closed. Raises 55000 for windows that are open or not kept any more, 22023 for an empty or unbounded range, 0A000 for statements that command devices, 42809 for pipelines without windows, 42704, 42501';

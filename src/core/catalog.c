@@ -543,6 +543,12 @@ CatalogForgetProgress(int32 id)
 		.sql = "DELETE FROM hybridiot.window_layout WHERE pipeline = $1",
 		.nargs = 1,.argtypes = {INT4OID}
 	};
+	/* Their records are read again, or lie before the new start: they count in no window of what comes now. */
+	static CatalogQuery letters = {
+		.sql = "UPDATE hybridiot.dead_letter_record r SET cause = 'seek', group_id = NULL FROM hybridiot.pipeline_definition d"
+		" WHERE r.pipeline = $1 AND d.id = $1 AND d.kind = 'windowed' AND r.cause IS DISTINCT FROM 'seek'",
+		.nargs = 1,.argtypes = {INT4OID}
+	};
 	CatalogScope scope;
 	Datum		values[] = {Int32GetDatum(id)};
 
@@ -551,6 +557,24 @@ CatalogForgetProgress(int32 id)
 	CatalogExecute(&progress, values, NULL, 0);
 	CatalogExecute(&groups, values, NULL, 0);
 	CatalogExecute(&layout, values, NULL, 0);
+	CatalogExecute(&letters, values, NULL, 0);
+	CatalogLeave(&scope);
+}
+
+void
+CatalogFence(PipelineDefinition *def)
+{
+	static CatalogQuery query = {
+		.sql = "UPDATE hybridiot.pipeline_definition SET seeks = seeks + 1 WHERE id = $1 RETURNING seeks",
+		.nargs = 1,.argtypes = {INT4OID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {Int32GetDatum(def->id)};
+	bool		isnull;
+
+	CatalogEnter(&scope);
+	if (CatalogExecute(&query, values, NULL, 0) == 1)
+		def->seeks = DatumGetInt32(CatalogColumn(0, 1, &isnull));
 	CatalogLeave(&scope);
 }
 
@@ -697,39 +721,42 @@ CatalogMovePositions(const PipelineDefinition *def, const PositionMove *moves, i
 /* ---- event time of windowed pipelines ---- */
 
 void
-CatalogReadProgress(int32 id, TimestampTz *watermark, TimestampTz *closed_before)
+CatalogReadProgress(int32 id, WindowProgress *progress)
 {
 	static CatalogQuery query = {
-		.sql = "SELECT watermark, closed_before FROM hybridiot.pipeline_progress WHERE pipeline = $1",
+		.sql = "SELECT watermark, closed_before, kept_after FROM hybridiot.pipeline_progress WHERE pipeline = $1",
 		.nargs = 1,.argtypes = {INT4OID}
 	};
 	CatalogScope scope;
 	Datum		values[] = {Int32GetDatum(id)};
 
-	*watermark = *closed_before = DT_NOBEGIN;
+	progress->watermark = progress->closed_before = progress->kept_after = DT_NOBEGIN;
 	CatalogEnter(&scope);
 	if (CatalogExecute(&query, values, NULL, 1) == 1)
 	{
-		*watermark = column_time(0, 1);
-		*closed_before = column_time(0, 2);
+		progress->watermark = column_time(0, 1);
+		progress->closed_before = column_time(0, 2);
+		progress->kept_after = column_time(0, 3);
 	}
 	CatalogLeave(&scope);
 }
 
 void
-CatalogWriteProgress(int32 id, TimestampTz watermark, TimestampTz closed_before)
+CatalogWriteProgress(int32 id, const WindowProgress *progress)
 {
 	static CatalogQuery query = {
-		.sql = "INSERT INTO hybridiot.pipeline_progress AS p (pipeline, watermark, closed_before) VALUES ($1, $2, $3)"
-		" ON CONFLICT (pipeline) DO UPDATE SET watermark = excluded.watermark, closed_before = excluded.closed_before",
-		.nargs = 3,.argtypes = {INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID}
+		.sql = "INSERT INTO hybridiot.pipeline_progress AS p (pipeline, watermark, closed_before, kept_after) VALUES ($1, $2, $3, $4)"
+		" ON CONFLICT (pipeline) DO UPDATE SET watermark = excluded.watermark, closed_before = excluded.closed_before,"
+		" kept_after = excluded.kept_after",
+		.nargs = 4,.argtypes = {INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID}
 	};
 	CatalogScope scope;
-	Datum		values[3] = {Int32GetDatum(id)};
-	char		nulls[4] = "   ";
+	Datum		values[4] = {Int32GetDatum(id)};
+	char		nulls[5] = "    ";
 
-	set_nullable(values, nulls, 1, TimestampTzGetDatum(watermark), watermark == DT_NOBEGIN);
-	set_nullable(values, nulls, 2, TimestampTzGetDatum(closed_before), closed_before == DT_NOBEGIN);
+	set_nullable(values, nulls, 1, TimestampTzGetDatum(progress->watermark), progress->watermark == DT_NOBEGIN);
+	set_nullable(values, nulls, 2, TimestampTzGetDatum(progress->closed_before), progress->closed_before == DT_NOBEGIN);
+	values[3] = TimestampTzGetDatum(progress->kept_after);
 	CatalogEnter(&scope);
 	CatalogExecute(&query, values, nulls, 0);
 	CatalogLeave(&scope);

@@ -90,7 +90,7 @@ typedef struct PipelineDefinition
 	Oid			stream;			/* the foreign table it reads */
 	bool		enabled;
 	char	   *failure;		/* why it stopped itself; NULL: it did not */
-	int32		seeks;			/* how often its positions were set by hand */
+	int32		seeks;			/* how often positions or groups were set by others than its worker */
 	PipelineOptions options;
 } PipelineDefinition;
 
@@ -130,8 +130,13 @@ extern bool CatalogSetFailure(int32 id, int32 seeks, const char *reason);
 extern bool CatalogLockPipeline(const PipelineDefinition *def);
 
 extern PositionRow *CatalogReadPositions(int32 id, MemoryContext context, int *n);
-/* Positions, event time and groups: the pipeline begins anew at its start_at. */
+/*
+ * Positions, event time and groups: the pipeline begins anew at its start_at. Dead letters of a windowed one stay, with
+ * cause 'seek': they are not tried again.
+ */
 extern void CatalogForgetProgress(int32 id);
+/* Whatever a worker has in memory is not to be stored any more: it loads anew what is in the tables. Raises def->seeks. */
+extern void CatalogFence(PipelineDefinition *def);
 /*
  * Add positions (topic, partition, next_offset) to those that are there already, which stay as they are. False if
  * the pipeline was sought meanwhile: the definition's count is compared and locked.
@@ -148,9 +153,17 @@ extern bool CatalogMovePositions(const PipelineDefinition *def, const PositionMo
 extern int	CatalogReadErrorsInRow(int32 id, int member);
 extern void CatalogWriteErrorsInRow(int32 id, int member, int in_row);
 
-/* Event time of windowed pipelines, in the same transaction as rows and positions. */
-extern void CatalogReadProgress(int32 id, TimestampTz *watermark, TimestampTz *closed_before);
-extern void CatalogWriteProgress(int32 id, TimestampTz watermark, TimestampTz closed_before);
+/* Event time of a windowed pipeline; DT_NOBEGIN: none yet. */
+typedef struct WindowProgress
+{
+	TimestampTz watermark;
+	TimestampTz closed_before;	/* windows that were over by then are final */
+	TimestampTz kept_after;		/* states of those that were over later are kept */
+} WindowProgress;
+
+/* In the same transaction as rows and positions. */
+extern void CatalogReadProgress(int32 id, WindowProgress *progress);
+extern void CatalogWriteProgress(int32 id, const WindowProgress *progress);
 
 /* Is there any server of the AMQP wrapper in this database? In a transaction. */
 extern bool CatalogHasAmqpServer(void);

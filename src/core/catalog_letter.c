@@ -114,7 +114,7 @@ enum
 {
 	COLUMN_TOPIC, COLUMN_PARTITION, COLUMN_OFFSET, COLUMN_TIMESTAMP, COLUMN_KEY, COLUMN_VALUE, COLUMN_HEADERS,
 	COLUMN_REASON, COLUMN_CAUSE, COLUMN_START, COLUMN_END, COLUMN_BOUNDS, COLUMN_WATERMARK, COLUMN_GROUP_KEYS,
-	COLUMN_SQLSTATE, COLUMN_MESSAGE, COLUMNS
+	COLUMN_SQLSTATE, COLUMN_MESSAGE, COLUMN_GROUP_ID, COLUMNS
 };
 
 static void
@@ -153,6 +153,8 @@ put_letter(Column *columns, int row, const DeadLetter *letter)
 	if (letter->sqlstate != 0)
 		put_text(&columns[COLUMN_SQLSTATE], row, unpack_sql_state(letter->sqlstate));
 	put_text(&columns[COLUMN_MESSAGE], row, letter->message);
+	if (letter->group_id != 0)
+		put(&columns[COLUMN_GROUP_ID], row, Int64GetDatum(letter->group_id));
 }
 
 static void
@@ -160,19 +162,19 @@ write_letters(int32 id, Oid stream, const DeadLetter *letters, int n)
 {
 	static CatalogQuery query = {
 		.sql = "INSERT INTO hybridiot.dead_letter_record (pipeline, stream, topic, partition, \"offset\", \"timestamp\","
-		" key, value, headers, reason, cause, during, watermark, group_keys, sqlstate, message)"
+		" key, value, headers, reason, cause, during, watermark, group_keys, sqlstate, message, group_id)"
 		" SELECT $1, $2::regclass, topic, partition, \"offset\", \"timestamp\", key, value, headers, reason, cause,"
-		" CASE WHEN w_start IS NOT NULL THEN pg_catalog.tstzrange(w_start, w_end, w_bounds) END, watermark, group_keys, sqlstate, message"
-		" FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
+		" CASE WHEN w_start IS NOT NULL THEN pg_catalog.tstzrange(w_start, w_end, w_bounds) END, watermark, group_keys, sqlstate, message, group_id"
+		" FROM unnest($3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)"
 		" AS u (topic, partition, \"offset\", \"timestamp\", key, value, headers, reason, cause, w_start, w_end, w_bounds,"
-		" watermark, group_keys, sqlstate, message)",
-		.nargs = 18,.argtypes = {INT4OID, OIDOID, TEXTARRAYOID, INT4ARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID,
+		" watermark, group_keys, sqlstate, message, group_id)",
+		.nargs = 19,.argtypes = {INT4OID, OIDOID, TEXTARRAYOID, INT4ARRAYOID, INT8ARRAYOID, TIMESTAMPTZARRAYOID,
 			BYTEAARRAYOID, BYTEAARRAYOID, JSONBARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID,
-			TIMESTAMPTZARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID, JSONBARRAYOID, TEXTARRAYOID, TEXTARRAYOID}
+			TIMESTAMPTZARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID, JSONBARRAYOID, TEXTARRAYOID, TEXTARRAYOID, INT8ARRAYOID}
 	};
 	static const Oid types[COLUMNS] = {
 		TEXTOID, INT4OID, INT8OID, TIMESTAMPTZOID, BYTEAOID, BYTEAOID, JSONBOID, TEXTOID, TEXTOID,
-		TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID, JSONBOID, TEXTOID, TEXTOID
+		TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID, TIMESTAMPTZOID, JSONBOID, TEXTOID, TEXTOID, INT8OID
 	};
 	Column		columns[COLUMNS];
 	Datum		values[COLUMNS + 2] = {Int32GetDatum(id), ObjectIdGetDatum(stream)};
@@ -229,31 +231,91 @@ CatalogWriteDeadLetters(int32 id, Oid stream, const DeadLetter *letters, int n)
 
 /* ---- trying them again, and deleting them ---- */
 
+#define PLACE_COLUMNS \
+	"id, (coalesce(pg_catalog.octet_length(key), 0) + coalesce(pg_catalog.octet_length(value), 0))::int8," \
+	" reason, pg_catalog.lower(during), pg_catalog.upper(during), group_id," \
+	" coalesce(pg_catalog.upper_inc(during), false)"
+
+/* Letters of a pipeline that do not belong to a life before its last seek. */
+#define LETTERS_OF " FROM hybridiot.dead_letter_record WHERE pipeline = $1 AND cause IS DISTINCT FROM 'seek'"
+
+static DeadReason
+reason_of_name(const char *name)
+{
+	for (DeadReason reason = DEAD_UNDECODABLE; reason <= DEAD_FUTURE; reason++)
+		if (strcmp(reason_name(reason), name) == 0)
+			return reason;
+	elog(ERROR, "unknown reason of a dead letter: %s", name);
+}
+
+/* The rows of a query for PLACE_COLUMNS. */
+static DeadLetterPlace *
+lock_places(CatalogQuery *query, Datum *values, MemoryContext context, int *n)
+{
+	CatalogScope scope;
+	DeadLetterPlace *places;
+
+	CatalogEnter(&scope);
+	*n = (int) CatalogExecute(query, values, NULL, 0);
+	places = MemoryContextAllocHuge(context, sizeof(DeadLetterPlace) * Max(*n, 1));
+	for (int i = 0; i < *n; i++)
+	{
+		DeadLetterPlace *place = &places[i];
+		bool		isnull;
+		Datum		value;
+
+		place->id = DatumGetInt64(CatalogColumn(i, 1, &isnull));
+		place->bytes = DatumGetInt64(CatalogColumn(i, 2, &isnull));
+		place->reason = reason_of_name(TextDatumGetCString(CatalogColumn(i, 3, &isnull)));
+		value = CatalogColumn(i, 4, &isnull);
+		place->window_start = isnull ? DT_NOBEGIN : DatumGetTimestampTz(value);
+		value = CatalogColumn(i, 5, &isnull);
+		place->window_end = isnull ? DT_NOBEGIN : DatumGetTimestampTz(value);
+		value = CatalogColumn(i, 6, &isnull);
+		place->group_id = isnull ? 0 : DatumGetInt64(value);
+		place->window_includes_end = DatumGetBool(CatalogColumn(i, 7, &isnull));
+	}
+	CatalogLeave(&scope);
+	return places;
+}
+
 DeadLetterPlace *
 CatalogLockDeadLetters(int32 id, TimestampTz since, MemoryContext context, int *n)
 {
 	static CatalogQuery query = {
-		.sql = "SELECT id, (coalesce(pg_catalog.octet_length(key), 0) + coalesce(pg_catalog.octet_length(value), 0))::int8"
-		" FROM hybridiot.dead_letter_record WHERE pipeline = $1 AND failed_at >= $2 AND \"offset\" IS NOT NULL"
+		.sql = "SELECT " PLACE_COLUMNS LETTERS_OF " AND failed_at >= $2 AND \"offset\" IS NOT NULL"
 		" ORDER BY topic, partition, \"offset\", id FOR UPDATE SKIP LOCKED",
 		.nargs = 2,.argtypes = {INT4OID, TIMESTAMPTZOID}
 	};
-	CatalogScope scope;
 	Datum		values[] = {Int32GetDatum(id), TimestampTzGetDatum(since)};
-	DeadLetterPlace *places;
 
-	CatalogEnter(&scope);
-	*n = (int) CatalogExecute(&query, values, NULL, 0);
-	places = MemoryContextAllocHuge(context, sizeof(DeadLetterPlace) * Max(*n, 1));
-	for (int i = 0; i < *n; i++)
-	{
-		bool		isnull;
+	return lock_places(&query, values, context, n);
+}
 
-		places[i].id = DatumGetInt64(CatalogColumn(i, 1, &isnull));
-		places[i].bytes = DatumGetInt64(CatalogColumn(i, 2, &isnull));
-	}
-	CatalogLeave(&scope);
-	return places;
+DeadLetterPlace *
+CatalogLockRowLetters(int32 id, TimestampTz since, MemoryContext context, int *n)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT " PLACE_COLUMNS LETTERS_OF " AND failed_at >= $2 AND \"offset\" IS NULL"
+		" ORDER BY id FOR UPDATE SKIP LOCKED",
+		.nargs = 2,.argtypes = {INT4OID, TIMESTAMPTZOID}
+	};
+	Datum		values[] = {Int32GetDatum(id), TimestampTzGetDatum(since)};
+
+	return lock_places(&query, values, context, n);
+}
+
+DeadLetterPlace *
+CatalogLockLateLetters(int32 id, Datum during, MemoryContext context, int *n)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT " PLACE_COLUMNS LETTERS_OF " AND reason = 'late' AND during && $2 AND \"offset\" IS NOT NULL"
+		" ORDER BY topic, partition, \"offset\", id FOR UPDATE",
+		.nargs = 2,.argtypes = {INT4OID, TSTZRANGEOID}
+	};
+	Datum		values[] = {Int32GetDatum(id), during};
+
+	return lock_places(&query, values, context, n);
 }
 
 static void
@@ -339,6 +401,24 @@ CatalogDeleteDeadLettersById(const int64 *ids, int n)
 }
 
 void
+CatalogDeleteRowLetters(int32 id, const int64 *groups, int n)
+{
+	static CatalogQuery query = {
+		.sql = "DELETE FROM hybridiot.dead_letter_record WHERE pipeline = $1 AND group_id = ANY ($2)",
+		.nargs = 2,.argtypes = {INT4OID, INT8ARRAYOID}
+	};
+	CatalogScope scope;
+	Datum		values[2] = {Int32GetDatum(id)};
+
+	if (n == 0)
+		return;
+	CatalogEnter(&scope);
+	values[1] = id_array(groups, n);
+	CatalogExecute(&query, values, NULL, 0);
+	CatalogLeave(&scope);
+}
+
+void
 CatalogDeadLettersFailedAgain(const int64 *ids, const DeadLetter *letters, int n)
 {
 	static CatalogQuery query = {
@@ -374,15 +454,20 @@ int64
 CatalogDeleteDeadLetters(int32 id, TimestampTz before)
 {
 	static CatalogQuery query = {
-		.sql = "DELETE FROM hybridiot.dead_letter_record WHERE pipeline = $1 AND failed_at < $2",
+		.sql = "WITH gone AS (DELETE FROM hybridiot.dead_letter_record WHERE pipeline = $1 AND failed_at < $2 RETURNING group_id),"
+		" unwritten AS (DELETE FROM hybridiot.window_group g USING gone WHERE g.pipeline = $1 AND g.id = gone.group_id"
+		" AND g.closed AND g.over_at IS NULL)"
+		" SELECT pg_catalog.count(*) FROM gone",
 		.nargs = 2,.argtypes = {INT4OID, TIMESTAMPTZOID}
 	};
 	CatalogScope scope;
 	Datum		values[] = {Int32GetDatum(id), TimestampTzGetDatum(before)};
-	uint64		deleted;
+	int64		deleted;
+	bool		isnull;
 
 	CatalogEnter(&scope);
-	deleted = CatalogExecute(&query, values, NULL, 0);
+	(void) CatalogExecute(&query, values, NULL, 0);
+	deleted = DatumGetInt64(CatalogColumn(0, 1, &isnull));
 	CatalogLeave(&scope);
-	return (int64) deleted;
+	return deleted;
 }

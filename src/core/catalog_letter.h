@@ -19,6 +19,7 @@ typedef struct DeadLetter
 	bool		window_includes_end;
 	TimestampTz watermark;		/* DT_NOBEGIN: none */
 	Datum		group_keys;		/* jsonb; 0: none */
+	int64		group_id;		/* of a finished row: the group that is kept; 0: none */
 	int			sqlstate;		/* 0: none */
 	const char *message;
 } DeadLetter;
@@ -30,19 +31,30 @@ typedef struct DeadLetterPlace
 {
 	int64		id;
 	int64		bytes;			/* of key and value */
+	DeadReason	reason;
+	TimestampTz window_start;	/* DT_NOBEGIN: no window */
+	TimestampTz window_end;
+	bool		window_includes_end;
+	int64		group_id;		/* of a finished row; 0: none */
 } DeadLetterPlace;
 
 /*
- * The letters of a pipeline that hold a record, from failed_at "since" on (DT_NOBEGIN: all), in log order, locked until the
- * transaction ends. What others have locked is left out.
+ * The letters of a pipeline from failed_at "since" on (DT_NOBEGIN: all), locked until the
+ * transaction ends: those that hold a record, in log order, or those of finished rows. What others have locked is left
+ * out, and what a seek has left behind in a windowed pipeline.
  */
 extern DeadLetterPlace *CatalogLockDeadLetters(int32 id, TimestampTz since, MemoryContext context, int *n);
+extern DeadLetterPlace *CatalogLockRowLetters(int32 id, TimestampTz since, MemoryContext context, int *n);
+/* The late ones whose windows share time with the range (a tstzrange), in log order; waits for who has locked them. */
+extern DeadLetterPlace *CatalogLockLateLetters(int32 id, Datum during, MemoryContext context, int *n);
 /* Their records, in the order of ids, with what they point to in context; topic numbers are left to the caller. */
 extern int	CatalogReadDeadLetters(const int64 *ids, int n, MemoryContext context, Record *records, char ***topics);
 extern void CatalogDeleteDeadLettersById(const int64 *ids, int n);
+/* Those that tell of these groups' rows. */
+extern void CatalogDeleteRowLetters(int32 id, const int64 *groups, int n);
 /* One more attempt, with the reason, SQLSTATE and message of letters[i] for ids[i]. */
 extern void CatalogDeadLettersFailedAgain(const int64 *ids, const DeadLetter *letters, int n);
-/* Those that failed before that time ('infinity': all). Returns how many. */
+/* Those that failed before that time ('infinity': all), with the groups that are kept for them. Returns how many. */
 extern int64 CatalogDeleteDeadLetters(int32 id, TimestampTz before);
 
 #endif							/* HYBRIDIOT_CATALOG_LETTER_H */

@@ -177,3 +177,20 @@ CatalogSetCommanding(int32 id, bool commanding)
 	CatalogExecute(&query, values, NULL, 0);
 	CatalogLeave(&scope);
 }
+
+bool
+CatalogCommanding(int32 id)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT 1 FROM hybridiot.pipeline_definition WHERE id = $1 AND commands",
+		.nargs = 1,.argtypes = {INT4OID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {Int32GetDatum(id)};
+	bool		commands;
+
+	CatalogEnter(&scope);
+	commands = CatalogExecute(&query, values, NULL, 1) == 1;
+	CatalogLeave(&scope);
+	return commands;
+}

@@ -44,5 +44,6 @@ extern int	CatalogResumeAll(Oid role, int32 **ids);
 
 /* Does the pipeline command devices? Written only if it says something else. */
 extern void CatalogSetCommanding(int32 id, bool commanding);
+extern bool CatalogCommanding(int32 id);
 
 #endif							/* HYBRIDIOT_CATALOG_ORIGIN_H */

@@ -87,31 +87,46 @@ column_bytes(uint64 row, int column, MemoryContext context)
 	return bytes;
 }
 
-WindowGroupRow *
-CatalogReadGroups(int32 pipeline, int64 behind, int limit, MemoryContext context, int *n)
+/* The n rows of a query for GROUP_COLUMNS. */
+static WindowGroupRow *
+read_rows(MemoryContext context, int n)
 {
-	static CatalogQuery query = {
-		.sql = "SELECT id, window_start, window_end, keys, state, records FROM hybridiot.window_group"
-		" WHERE pipeline = $1 AND id > $2 AND NOT closed ORDER BY pipeline, id LIMIT $3",
-		.nargs = 3,.argtypes = {INT4OID, INT8OID, INT8OID}
-	};
-	CatalogScope scope;
-	Datum		values[] = {Int32GetDatum(pipeline), Int64GetDatum(behind), Int64GetDatum(limit)};
-	WindowGroupRow *rows;
+	WindowGroupRow *rows = MemoryContextAllocExtended(context, sizeof(WindowGroupRow) * (n + 1), MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
 	bool		isnull;
 
-	CatalogEnter(&scope);
-	*n = (int) CatalogExecute(&query, values, NULL, 0);
-	rows = MemoryContextAllocZero(context, sizeof(WindowGroupRow) * (*n + 1));
-	for (int i = 0; i < *n; i++)
+	for (int i = 0; i < n; i++)
 	{
+		Datum		over_at = CatalogColumn(i, 8, &isnull);
+
+		rows[i].over_at = isnull ? DT_NOBEGIN : DatumGetTimestampTz(over_at);
 		rows[i].id = DatumGetInt64(CatalogColumn(i, 1, &isnull));
 		rows[i].start = DatumGetTimestampTz(CatalogColumn(i, 2, &isnull));
 		rows[i].end = DatumGetTimestampTz(CatalogColumn(i, 3, &isnull));
 		rows[i].keys = column_bytes(i, 4, context);
 		rows[i].state = column_bytes(i, 5, context);
 		rows[i].records = DatumGetInt64(CatalogColumn(i, 6, &isnull));
+		rows[i].closed = DatumGetBool(CatalogColumn(i, 7, &isnull));
 	}
+	return rows;
+}
+
+#define GROUP_COLUMNS "id, window_start, window_end, keys, state, records, closed, over_at"
+
+WindowGroupRow *
+CatalogReadGroups(int32 pipeline, int64 behind, int limit, MemoryContext context, int *n)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT " GROUP_COLUMNS " FROM hybridiot.window_group"
+		" WHERE pipeline = $1 AND id > $2 AND NOT closed ORDER BY pipeline, id LIMIT $3",
+		.nargs = 3,.argtypes = {INT4OID, INT8OID, INT8OID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {Int32GetDatum(pipeline), Int64GetDatum(behind), Int64GetDatum(limit)};
+	WindowGroupRow *rows;
+
+	CatalogEnter(&scope);
+	*n = (int) CatalogExecute(&query, values, NULL, 0);
+	rows = read_rows(context, *n);
 	CatalogLeave(&scope);
 	return rows;
 }
@@ -121,22 +136,22 @@ static void
 write_some(int32 pipeline, const WindowGroupRow *rows, int n)
 {
 	static CatalogQuery query = {
-		.sql = "INSERT INTO hybridiot.window_group AS g (pipeline, id, window_start, window_end, keys, state, records, closed)"
-		" SELECT $1, u.id, u.window_start, u.window_end, u.keys, u.state, u.records, u.closed"
+		.sql = "INSERT INTO hybridiot.window_group AS g (pipeline, id, window_start, window_end, keys, state, records, closed, over_at)"
+		" SELECT $1, u.id, u.window_start, u.window_end, u.keys, u.state, u.records, u.closed, NULLIF(u.over_at, '-infinity')"
 		" FROM ROWS FROM (pg_catalog.unnest($2), pg_catalog.unnest($3), pg_catalog.unnest($4), pg_catalog.unnest($5),"
-		" pg_catalog.unnest($6), pg_catalog.unnest($7), pg_catalog.unnest($8))"
-		" AS u (id, window_start, window_end, keys, state, records, closed)"
+		" pg_catalog.unnest($6), pg_catalog.unnest($7), pg_catalog.unnest($8), pg_catalog.unnest($9))"
+		" AS u (id, window_start, window_end, keys, state, records, closed, over_at)"
 		" ON CONFLICT (pipeline, id) DO UPDATE"
 		" SET window_start = excluded.window_start, window_end = excluded.window_end,"
-		" state = excluded.state, records = excluded.records, closed = excluded.closed",
-		.nargs = 8,
+		" state = excluded.state, records = excluded.records, closed = excluded.closed, over_at = excluded.over_at",
+		.nargs = 9,
 		.argtypes = {INT4OID, INT8ARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, BYTEAARRAYOID,
-		BYTEAARRAYOID, INT8ARRAYOID, BOOLARRAYOID}
+		BYTEAARRAYOID, INT8ARRAYOID, BOOLARRAYOID, TIMESTAMPTZARRAYOID}
 	};
-	Datum	   *columns[7];
-	Datum		values[8];
+	Datum	   *columns[8];
+	Datum		values[9];
 
-	for (int c = 0; c < 7; c++)
+	for (int c = 0; c < 8; c++)
 		columns[c] = palloc(sizeof(Datum) * n);
 	for (int i = 0; i < n; i++)
 	{
@@ -147,6 +162,7 @@ write_some(int32 pipeline, const WindowGroupRow *rows, int n)
 		columns[4][i] = PointerGetDatum(rows[i].state);
 		columns[5][i] = Int64GetDatum(rows[i].records);
 		columns[6][i] = BoolGetDatum(rows[i].closed);
+		columns[7][i] = TimestampTzGetDatum(rows[i].over_at);
 	}
 	values[0] = Int32GetDatum(pipeline);
 	values[1] = PointerGetDatum(construct_array(columns[0], n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
@@ -156,6 +172,7 @@ write_some(int32 pipeline, const WindowGroupRow *rows, int n)
 	values[5] = PointerGetDatum(construct_array(columns[4], n, BYTEAOID, -1, false, TYPALIGN_INT));
 	values[6] = PointerGetDatum(construct_array(columns[5], n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 	values[7] = PointerGetDatum(construct_array(columns[6], n, BOOLOID, sizeof(bool), true, TYPALIGN_CHAR));
+	values[8] = PointerGetDatum(construct_array(columns[7], n, TIMESTAMPTZOID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
 	CatalogExecute(&query, values, NULL, 0);
 }
 
@@ -185,6 +202,16 @@ CatalogWriteGroups(int32 pipeline, const WindowGroupRow *rows, int n)
 	CatalogLeave(&scope);
 }
 
+static Datum
+id_array(const int64 *ids, int n)
+{
+	Datum	   *elements = palloc(sizeof(Datum) * Max(n, 1));
+
+	for (int i = 0; i < n; i++)
+		elements[i] = Int64GetDatum(ids[i]);
+	return PointerGetDatum(construct_array(elements, n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+}
+
 void
 CatalogDeleteGroups(int32 pipeline, const int64 *ids, int n)
 {
@@ -193,17 +220,144 @@ CatalogDeleteGroups(int32 pipeline, const int64 *ids, int n)
 		.nargs = 2,.argtypes = {INT4OID, INT8ARRAYOID}
 	};
 	CatalogScope scope;
-	Datum	   *elements;
-	Datum		values[2];
+	Datum		values[2] = {Int32GetDatum(pipeline)};
 
 	if (n == 0)
 		return;
 	CatalogEnter(&scope);
-	elements = palloc(sizeof(Datum) * n);
-	for (int i = 0; i < n; i++)
-		elements[i] = Int64GetDatum(ids[i]);
-	values[0] = Int32GetDatum(pipeline);
-	values[1] = PointerGetDatum(construct_array(elements, n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	values[1] = id_array(ids, n);
 	CatalogExecute(&query, values, NULL, 0);
 	CatalogLeave(&scope);
+}
+
+/* ---- groups of closed windows ---- */
+
+bool
+CatalogKeepsGroups(int32 pipeline)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT 1 FROM hybridiot.window_group WHERE pipeline = $1 AND closed AND over_at IS NOT NULL LIMIT 1",
+		.nargs = 1,.argtypes = {INT4OID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {Int32GetDatum(pipeline)};
+	bool		keeps;
+
+	CatalogEnter(&scope);
+	keeps = CatalogExecute(&query, values, NULL, 1) > 0;
+	CatalogLeave(&scope);
+	return keeps;
+}
+
+int64
+CatalogExpireGroups(int32 pipeline, TimestampTz over_at, int64 limit)
+{
+	static CatalogQuery query = {
+		.sql = "DELETE FROM hybridiot.window_group WHERE pipeline = $1 AND id = ANY (ARRAY(SELECT id FROM hybridiot.window_group"
+		" WHERE pipeline = $1 AND closed AND over_at <= $2 ORDER BY over_at LIMIT $3))",
+		.nargs = 3,.argtypes = {INT4OID, TIMESTAMPTZOID, INT8OID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {Int32GetDatum(pipeline), TimestampTzGetDatum(over_at), Int64GetDatum(limit)};
+	uint64		n;
+
+	CatalogEnter(&scope);
+	n = CatalogExecute(&query, values, NULL, 0);
+	CatalogLeave(&scope);
+	return (int64) n;
+}
+
+void
+CatalogDeleteClosedGroups(int32 pipeline)
+{
+	static CatalogQuery query = {
+		.sql = "DELETE FROM hybridiot.window_group WHERE pipeline = $1 AND closed",
+		.nargs = 1,.argtypes = {INT4OID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {Int32GetDatum(pipeline)};
+
+	CatalogEnter(&scope);
+	CatalogExecute(&query, values, NULL, 0);
+	CatalogLeave(&scope);
+}
+
+WindowGroupRow *
+CatalogReadClosedGroups(int32 pipeline, TimestampTz start, TimestampTz end, TimestampTz until,
+						MemoryContext context, int *n)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT " GROUP_COLUMNS " FROM hybridiot.window_group WHERE pipeline = $1 AND closed"
+		" AND (over_at BETWEEN $2 AND $4 OR over_at IS NULL) AND window_end >= $2 AND window_start <= $3 ORDER BY id FOR UPDATE",
+		.nargs = 4,.argtypes = {INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {
+		Int32GetDatum(pipeline), TimestampTzGetDatum(start), TimestampTzGetDatum(end), TimestampTzGetDatum(until)
+	};
+	WindowGroupRow *rows;
+
+	CatalogEnter(&scope);
+	*n = (int) CatalogExecute(&query, values, NULL, 0);
+	rows = read_rows(context, *n);
+	CatalogLeave(&scope);
+	return rows;
+}
+
+WindowGroupRow *
+CatalogReadOpenGroups(int32 pipeline, TimestampTz start, TimestampTz end, MemoryContext context, int *n)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT " GROUP_COLUMNS " FROM hybridiot.window_group WHERE pipeline = $1 AND NOT closed"
+		" AND window_end >= $2 AND window_start <= $3 ORDER BY id",
+		.nargs = 3,.argtypes = {INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {Int32GetDatum(pipeline), TimestampTzGetDatum(start), TimestampTzGetDatum(end)};
+	WindowGroupRow *rows;
+
+	CatalogEnter(&scope);
+	*n = (int) CatalogExecute(&query, values, NULL, 0);
+	rows = read_rows(context, *n);
+	CatalogLeave(&scope);
+	return rows;
+}
+
+WindowGroupRow *
+CatalogReadFailedGroups(int32 pipeline, const int64 *ids, int nids, MemoryContext context, int *n)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT " GROUP_COLUMNS " FROM hybridiot.window_group WHERE pipeline = $1 AND id = ANY ($2)"
+		" AND closed AND over_at IS NULL ORDER BY id FOR UPDATE",
+		.nargs = 2,.argtypes = {INT4OID, INT8ARRAYOID}
+	};
+	CatalogScope scope;
+	Datum		values[2] = {Int32GetDatum(pipeline)};
+	WindowGroupRow *rows;
+
+	CatalogEnter(&scope);
+	values[1] = id_array(ids, nids);
+	*n = (int) CatalogExecute(&query, values, NULL, 0);
+	rows = read_rows(context, *n);
+	CatalogLeave(&scope);
+	return rows;
+}
+
+int64
+CatalogFirstGroup(int32 pipeline)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT LEAST(pg_catalog.min(id), 0) FROM hybridiot.window_group WHERE pipeline = $1",
+		.nargs = 1,.argtypes = {INT4OID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {Int32GetDatum(pipeline)};
+	int64		id;
+	bool		isnull;
+
+	CatalogEnter(&scope);
+	CatalogExecute(&query, values, NULL, 1);
+	id = DatumGetInt64(CatalogColumn(0, 1, &isnull));
+	CatalogLeave(&scope);
+	return id;
 }

@@ -7,7 +7,7 @@
  * positions. retry_dead_letters() makes records of dead letters again and runs them through the
  * statement as a batch, in the caller's transaction; those that pass are deleted in it. It needs neither
  * the log nor the positions, so it may run beside the pipeline's worker; the row locks on the letters keep
- * a second caller from taking the same ones.
+ * a second caller from taking the same ones. How windowed pipelines try theirs again is in reopen.c.
  */
 #include "postgres.h"
 
@@ -21,6 +21,7 @@
 
 #include "core/compat.h"
 #include "pipeline/letters.h"
+#include "pipeline/reopen.h"
 
 /* Bytes of letters that are tried again at once. */
 #define RETRY_BYTES (64 * 1024 * 1024)
@@ -142,8 +143,8 @@ JudgeDeadRecords(Pipeline *pipeline, int first, int last)
 
 /* ---- dead letters ---- */
 
-static DeadReason
-dead_reason(RecordStatus status)
+DeadReason
+DeadReasonOf(RecordStatus status)
 {
 	switch (status)
 	{
@@ -177,7 +178,7 @@ letters_of(Pipeline *pipeline, int first, int last, int *n)
 		if (batch->status[i] == RECORD_GOOD)
 			continue;
 		letter = &letters[k++];
-		letter->reason = dead_reason(batch->status[i]);
+		letter->reason = DeadReasonOf(batch->status[i]);
 		letter->record = &batch->records[i];
 		letter->topic = pipeline->stream->topics[batch->records[i].topic];
 		letter->window_start = letter->window_end = letter->watermark = DT_NOBEGIN;
@@ -215,45 +216,63 @@ topic_number(Stream *stream, const char *topic)
 	return stream->ntopics++;
 }
 
-/* Letters [from, to) as a batch through the statement. Returns how many passed. */
+void
+LettersToBatch(Pipeline *pipeline, const DeadLetterPlace *places, int n)
+{
+	StreamBatch *batch = pipeline->batch;
+	int64	   *ids = palloc(sizeof(int64) * Max(n, 1));
+	char	  **topics;
+
+	for (int i = 0; i < n; i++)
+		ids[i] = places[i].id;
+	batch->nrecords = CatalogReadDeadLetters(ids, n, CurrentMemoryContext, batch->records, &topics);
+	/* They are locked, so only this transaction itself can have deleted any. */
+	if (batch->nrecords != n)
+		ereport(ERROR,
+				(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
+				 errmsg("dead letters of pipeline \"%s\" were deleted while they were tried again", pipeline->def->name)));
+	for (int i = 0; i < n; i++)
+		batch->records[i].topic = topic_number(pipeline->stream, topics[i]);
+	PipelineDecode(pipeline);
+}
+
+int
+LettersAtOnce(const Pipeline *pipeline, const DeadLetterPlace *places, int n)
+{
+	int64		bytes = 0;
+	int			count = 0;
+
+	while (count < n && count < pipeline->batch->capacity && (count == 0 || bytes + places[count].bytes <= RETRY_BYTES))
+		bytes += places[count++].bytes;
+	return count;
+}
+
+/* Letters as a batch through the statement. Returns how many passed. */
 static int64
-retry_batch(Pipeline *pipeline, const DeadLetterPlace *places, int from, int to)
+retry_batch(Pipeline *pipeline, const DeadLetterPlace *places, int n)
 {
 	StreamBatch *batch = pipeline->batch;
 	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "hybridiot dead letters", ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
-	int64	   *passed = palloc(sizeof(int64) * (to - from));
-	int64	   *failed = palloc(sizeof(int64) * (to - from));
-	int64	   *ids = palloc(sizeof(int64) * (to - from));
-	char	  **topics;
+	int64	   *passed = palloc(sizeof(int64) * n);
+	int64	   *failed = palloc(sizeof(int64) * n);
 	DeadLetter *letters;
 	int			npassed = 0;
 	int			nfailed = 0;
 	int			pos = 0;
 	uint64		rows = 0;
 
-	for (int i = from; i < to; i++)
-		ids[i - from] = places[i].id;
-	batch->nrecords = CatalogReadDeadLetters(ids, to - from, context, batch->records, &topics);
-	/* They are locked, so only this transaction itself can have deleted any. */
-	if (batch->nrecords != to - from)
-		ereport(ERROR,
-				(errcode(ERRCODE_TRIGGERED_DATA_CHANGE_VIOLATION),
-				 errmsg("dead letters of pipeline \"%s\" were deleted while they were tried again", pipeline->def->name)));
-	for (int i = 0; i < batch->nrecords; i++)
-		batch->records[i].topic = topic_number(pipeline->stream, topics[i]);
-
-	PipelineDecode(pipeline);
-	while (pos < batch->nrecords)
+	LettersToBatch(pipeline, places, n);
+	while (pos < n)
 		pos = SearchBatch(pipeline, pos, false, &rows);
-	for (int i = 0; i < batch->nrecords; i++)
+	for (int i = 0; i < n; i++)
 	{
 		if (batch->status[i] == RECORD_GOOD)
-			passed[npassed++] = ids[i];
+			passed[npassed++] = places[i].id;
 		else
-			failed[nfailed++] = ids[i];
+			failed[nfailed++] = places[i].id;
 	}
-	letters = letters_of(pipeline, 0, batch->nrecords, &nfailed);
+	letters = letters_of(pipeline, 0, n, &nfailed);
 	CatalogDeleteDeadLettersById(passed, npassed);
 	CatalogDeadLettersFailedAgain(failed, letters, nfailed);
 	BatchReset(batch);
@@ -268,18 +287,12 @@ retry_all(Pipeline *pipeline, TimestampTz since)
 	int			n;
 	DeadLetterPlace *places = CatalogLockDeadLetters(pipeline->def->id, since, pipeline->context, &n);
 	int64		passed = 0;
-	int			from = 0;
 
-	while (from < n)
+	for (int from = 0, count; from < n; from += count)
 	{
-		int			to = from;
-		int64		bytes = 0;
-
-		while (to < n && to - from < pipeline->batch->capacity && (to == from || bytes + places[to].bytes <= RETRY_BYTES))
-			bytes += places[to++].bytes;
 		CHECK_FOR_INTERRUPTS();
-		passed += retry_batch(pipeline, places, from, to);
-		from = to;
+		count = LettersAtOnce(pipeline, places + from, n - from);
+		passed += retry_batch(pipeline, places + from, count);
 	}
 	if (passed > 0)
 		PipelineNotify(pipeline);
@@ -296,18 +309,12 @@ retry_dead_letters(const PipelineDefinition *def, TimestampTz since)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("retry_dead_letters cannot be called while a pipeline runs")));
-	if (def->kind == PIPELINE_WINDOWED)
-		ereport(ERROR,
-				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-				 errmsg("dead letters of a windowed pipeline cannot be tried again"),
-				 errdetail("The windows that they belong to may be closed."),
-				 errhint("Type a statement over hybridiot.dead_letter, or set the pipeline back to an earlier start.")));
 	ApplyConstraintsImmediate();
 	PG_TRY();
 	{
 		pipeline = PipelineOpen(def->id, true, 0);
 		if (pipeline != NULL)
-			passed = retry_all(pipeline, since);
+			passed = def->kind == PIPELINE_WINDOWED ? RetryWindowed(pipeline, since) : retry_all(pipeline, since);
 	}
 	PG_FINALLY();
 	{

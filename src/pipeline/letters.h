@@ -13,6 +13,9 @@
  */
 extern char *ErrorMessage(const ErrorData *error);
 
+/* Why a record of that status, which is not good, is a dead letter. */
+extern DeadReason DeadReasonOf(RecordStatus status);
+
 /* Mark a record of the batch as rejected by the statement. */
 extern void RejectRecord(Pipeline *pipeline, int number, const ErrorData *error);
 
@@ -30,5 +33,13 @@ extern int	JudgeDeadRecords(Pipeline *pipeline, int first, int last);
 
 /* Write one dead letter per record of [first, last) that is not good. */
 extern void WriteDeadRecords(Pipeline *pipeline, int first, int last);
+
+/*
+ * Letters as records of the pipeline's batch, decoded; bytes in the current memory context. ereport 27000 when some are
+ * not there any more.
+ */
+extern void LettersToBatch(Pipeline *pipeline, const DeadLetterPlace *places, int n);
+/* How many of the next n letters make a batch. */
+extern int	LettersAtOnce(const Pipeline *pipeline, const DeadLetterPlace *places, int n);
 
 #endif							/* HYBRIDIOT_LETTERS_H */

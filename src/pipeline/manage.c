@@ -81,15 +81,6 @@ get_word(FunctionCallInfo fcinfo, int arg, const char *name, const char *first,
 	return strcmp(value, second) == 0;
 }
 
-static void
-not_yet(const char *option, const char *only)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("\"%s\" other than %s is not supported yet", option, only),
-			 errhint("Leave it out.")));
-}
-
 /* Take over what was given; what was not keeps its value. */
 static void
 set_options(FunctionCallInfo fcinfo, PipelineOptions *options)
@@ -118,9 +109,6 @@ set_options(FunctionCallInfo fcinfo, PipelineOptions *options)
 		if (options->notify[0] == '\0')
 			options->notify = NULL;
 	}
-
-	if (options->keep_closed_us != 0)
-		not_yet("keep_closed", "'0'");
 }
 
 /*
@@ -158,6 +146,11 @@ take_statement(PipelineDefinition *def, Statement *statement)
 				 errmsg("a windowed pipeline has one worker"),
 				 errdetail("Its windows hold records of all partitions."),
 				 errhint("Leave \"workers\" at 1.")));
+	if (statement->kind != PIPELINE_WINDOWED && def->options.keep_closed_us > 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("\"keep_closed\" is for statements that group by windows"),
+				 errhint("Leave it out.")));
 	def->kind = statement->kind;
 	def->query = statement->qualified;
 	def->stream = statement->stream;

@@ -100,10 +100,10 @@ make_signature(const PipelineDefinition *def)
 	TupleDesc	desc = RelationGetDescr(rel);
 
 	initStringInfo(&text);
-	appendStringInfo(&text, "%u %d %d %d %d %s|%s|" INT64_FORMAT " %d " INT64_FORMAT " %d " INT64_FORMAT " " INT64_FORMAT " %d %d %d %s",
+	appendStringInfo(&text, "%u %d %d %d %d %s|%s|" INT64_FORMAT " %d " INT64_FORMAT " %d " INT64_FORMAT " " INT64_FORMAT " %d %d %d " INT64_FORMAT " %s",
 					 def->owner, def->kind, def->enabled, def->seeks, o->workers, def->query, o->start_at, o->lateness_us, o->emit_changes,
 					 o->idle_timeout_us, o->batch_rows, o->batch_delay_us, o->checkpoint_us,
-					 o->max_groups, o->max_errors, o->stop_on_error, o->notify ? o->notify : "");
+					 o->max_groups, o->max_errors, o->stop_on_error, o->keep_closed_us, o->notify ? o->notify : "");
 	append_options(&text, table->options);
 	append_options(&text, server->options);
 	OptionCredentials(server->serverid, def->owner, &user, &password, &mapping);

@@ -30,7 +30,6 @@
 #include "utils/plancache.h"
 #include "utils/timestamp.h"
 
-#include "core/catalog_window.h"
 #include "core/compat.h"
 #include "core/options.h"
 #include "pipeline/rollup_state.h"
@@ -71,9 +70,16 @@ RollupPlanText(SPIPlanPtr plan)
 	return ((CachedPlanSource *) linitial(SPI_plan_get_plan_sources(plan)))->query_string;
 }
 
+/* Why rows are written more than once; NULL: they are not. */
+static const char *
+rewriting(const PipelineOptions *options)
+{
+	return options->emit_changes ? "emit 'changes'" : options->keep_closed_us > 0 ? "keep_closed" : NULL;
+}
+
 /* Deleting what HAVING leaves out, and finding what is in the way, are not in the statement's own text. */
 static void
-check_target_rights(Oid target, Oid owner)
+check_target_rights(Oid target, Oid owner, const char *why)
 {
 	if (pg_class_aclcheck(target, owner, ACL_SELECT) == ACLCHECK_OK &&
 		pg_class_aclcheck(target, owner, ACL_DELETE) == ACLCHECK_OK)
@@ -81,7 +87,7 @@ check_target_rights(Oid target, Oid owner)
 	ereport(ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 			 errmsg("permission denied for table \"%s\"", get_rel_name(target)),
-			 errhint("With emit 'changes' the pipeline's owner needs SELECT and DELETE on it.")));
+			 errhint("With %s the pipeline's owner needs SELECT and DELETE on it.", why)));
 }
 
 /* What the present role may not use, or the options make impossible. */
@@ -90,8 +96,14 @@ check_plan(const RollupPlan *plan, const PipelineOptions *options, Oid owner)
 {
 	for (int i = 0; i < plan->layout.naggregates; i++)
 		GroupAggregateCheckRights(&plan->layout.aggregates[i], owner);
-	if (options->emit_changes)
-		check_target_rights(plan->target, owner);
+	if (options->keep_closed_us > 0 && plan->window.kind == WINDOW_SLIDE)
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("sliding windows cannot be kept for reopening"),
+				 errdetail("A late record makes windows of its own, of records that are not kept."),
+				 errhint("Leave \"keep_closed\" out. hybridiot.seek_pipeline, or a second pipeline, computes such windows anew.")));
+	if (rewriting(options))
+		check_target_rights(plan->target, owner, rewriting(options));
 }
 
 void
@@ -109,7 +121,7 @@ RollupCheck(Statement *statement, const PipelineOptions *options, Oid owner)
 
 	/* As the owner: constants of the statement are computed here, and who asks may be a superuser. */
 	RoleEnter(&scope, owner);
-	plan = RollupCompile(copyObject(statement->query), statement->stream, options->emit_changes);
+	plan = RollupCompile(copyObject(statement->query), statement->stream, rewriting(options));
 	check_plan(plan, options, owner);
 	connect_spi();
 	(void) prepare(plan->feed, false);
@@ -129,26 +141,26 @@ RollupReach(Statement *statement, const PipelineDefinition *def)
 	int64		size;
 
 	RoleEnter(&scope, def->owner);
-	size = RollupCompile(copyObject(statement->query), def->stream, def->options.emit_changes)->window.size;
+	size = RollupCompile(copyObject(statement->query), def->stream, rewriting(&def->options))->window.size;
 	RoleLeave(&scope);
 	return pg_add_s64_overflow(size, def->options.lateness_us, &size) ? PG_INT64_MAX : size;
 }
 
 /* Compile the stored text, and keep plans of what comes out, as the owner. */
 static void
-open_plans(Rollup *rollup, const PipelineDefinition *def)
+open_plans(Rollup *rollup, const PipelineDefinition *def, bool rewrites)
 {
 	RoleScope	scope;
 
 	RoleEnter(&scope, def->owner);
-	rollup->plan = RollupCompile(StatementReanalyze(def->query)->query, def->stream, def->options.emit_changes);
+	rollup->plan = RollupCompile(StatementReanalyze(def->query)->query, def->stream, rewriting(&def->options));
 	check_plan(rollup->plan, &def->options, def->owner);
 	connect_spi();
 	rollup->feed = prepare(rollup->plan->feed, true);
 	rollup->finish = prepare(rollup->plan->finish, true);
-	if (rollup->plan->prune != NULL)
+	if (rollup->plan->prune != NULL && rewrites)
 		rollup->prune = prepare(rollup->plan->prune, true);
-	if (rollup->plan->retract != NULL)
+	if (rollup->plan->retract != NULL && rewrites)
 		rollup->retract = prepare(rollup->plan->retract, true);
 	SPI_finish();
 	RoleLeave(&scope);
@@ -176,6 +188,7 @@ check_layout(Rollup *rollup, const PipelineDefinition *def)
 
 	rollup->layout = psprintf("%s, %s", WindowSpecText(&rollup->plan->window), GroupLayoutText(&rollup->plan->layout));
 	rollup->layout_stored = stored != NULL && strcmp(stored, rollup->layout) == 0;
+	rollup->layout_differs = stored != NULL && !rollup->layout_stored;
 	if (rollup->layout_stored)
 		return;
 	(void) CatalogReadGroups(def->id, 0, 1, CurrentMemoryContext, &n);
@@ -187,9 +200,9 @@ check_layout(Rollup *rollup, const PipelineDefinition *def)
 				 errhint("Set a new start with hybridiot.alter_pipeline(start_at => ...) to read the records again.")));
 }
 
-/* Put the groups of the last checkpoint back, as the owner: types and aggregates may run code of the user's. */
-static void
-load_groups(Rollup *rollup, const PipelineDefinition *def)
+/* As the owner: types and aggregates may run code of the user's. */
+void
+RollupLoadGroups(Rollup *rollup, const PipelineDefinition *def)
 {
 	MemoryContext some = AllocSetContextCreate(CurrentMemoryContext, "hybridiot stored groups", ALLOCSET_DEFAULT_SIZES);
 	int64		behind = 0;
@@ -223,28 +236,47 @@ begin_of(const PipelineOptions *options)
 	return start->kind == START_TIME ? start->time : DT_NOBEGIN;
 }
 
-Rollup *
-RollupOpen(Pipeline *pipeline)
+static Rollup *
+open_rollup(Pipeline *pipeline, bool rewrites)
 {
 	MemoryContext context = AllocSetContextCreate(pipeline->context, "hybridiot rollup", ALLOCSET_DEFAULT_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	Rollup	   *rollup = palloc0(sizeof(Rollup));
-	TimestampTz closed_before;
+	WindowProgress progress;
 
 	rollup->context = context;
-	open_plans(rollup, pipeline->def);
+	open_plans(rollup, pipeline->def, rewrites);
 	rollup->keys = describe_keys(&rollup->plan->layout);
 	rollup->places = palloc(sizeof(RecordPlace) * Max(pipeline->batch->capacity, 1));
 	rollup->letters_context = AllocSetContextCreate(context, "hybridiot dead letters", ALLOCSET_DEFAULT_SIZES);
 	rollup->begin = begin_of(&pipeline->def->options);
-	CatalogReadProgress(pipeline->def->id, &rollup->watermark, &closed_before);
-	rollup->closed = WindowTimePlus(closed_before, rollup->plan->window.over);
+	CatalogReadProgress(pipeline->def->id, &progress);
+	rollup->watermark = progress.watermark;
+	rollup->closed = WindowTimePlus(progress.closed_before, rollup->plan->window.over);
+	rollup->kept_after = progress.kept_after;
+	rollup->expire_due = CatalogKeepsGroups(pipeline->def->id);
 	rollup->groups = GroupSetCreate(&rollup->plan->layout, &rollup->plan->window,
 									pipeline->def->options.emit_changes, rollup->closed);
 	check_layout(rollup, pipeline->def);
-	load_groups(rollup, pipeline->def);
 	MemoryContextSwitchTo(old);
 	return rollup;
+}
+
+Rollup *
+RollupOpen(Pipeline *pipeline)
+{
+	Rollup	   *rollup = open_rollup(pipeline, pipeline->def->options.emit_changes);
+	MemoryContext old = MemoryContextSwitchTo(rollup->context);
+
+	RollupLoadGroups(rollup, pipeline->def);
+	MemoryContextSwitchTo(old);
+	return rollup;
+}
+
+Rollup *
+RollupOpenEmpty(Pipeline *pipeline)
+{
+	return open_rollup(pipeline, true);
 }
 
 void
@@ -433,9 +465,8 @@ watermark_now(Pipeline *pipeline, const Tide *tide)
 	return Max(watermark, pipeline->rollup->watermark);
 }
 
-/* The windows of a record: where they begin, and when the first of them is over. False: it has none. */
-static bool
-place_record(Rollup *rollup, RecordPlace *place, TimestampTz time, TimestampTz *over)
+bool
+RollupPlaceRecord(Rollup *rollup, RecordPlace *place, TimestampTz time, TimestampTz *over)
 {
 	const WindowSpec *window = &rollup->plan->window;
 
@@ -471,7 +502,7 @@ judge_record(Pipeline *pipeline, StreamBatch *batch, int number, Tide *tide)
 	int			part = PipelinePartition(pipeline, &batch->records[number]) - pipeline->parts;
 	TimestampTz over;
 
-	place->delivered = place->noted = false;
+	place->delivered = place->noted = place->fed = place->taken = false;
 	tide->seen[part] = true;
 	if (batch->status[number] == RECORD_UNDECODABLE || batch->status[number] == RECORD_FUTURE)
 		return;
@@ -483,7 +514,7 @@ judge_record(Pipeline *pipeline, StreamBatch *batch, int number, Tide *tide)
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("the record has no event time")));
 
-	place->delivered = place_record(pipeline->rollup, place, time, &over);
+	place->delivered = RollupPlaceRecord(pipeline->rollup, place, time, &over);
 	if (!place->delivered)
 		return;
 	place->when.time = time;
@@ -534,8 +565,8 @@ feed_startup(DestReceiver *self, int operation, TupleDesc desc)
 				 i, TupleDescAttr(desc, i)->atttypid, plan->types[i]);
 }
 
-/* A row of a tumbling or hopping statement. Windows that are over come first. */
-static void
+/* A row of a tumbling or hopping statement. Windows that are over come first. False: it went nowhere. */
+static bool
 take_row(Pipeline *pipeline, const Record *record, const RecordPlace *place, const Datum *values, const bool *isnull)
 {
 	const WindowSpec *window = &pipeline->rollup->plan->window;
@@ -552,12 +583,14 @@ take_row(Pipeline *pipeline, const Record *record, const RecordPlace *place, con
 			if (!place->noted)
 				note_late(pipeline, record, place, late ? GROUP_LATE : GROUP_LATE_IDLE, start, end, false, values, isnull);
 		}
-	if (start <= place->last)
-		GroupSetAdvance(pipeline->rollup->groups, start, place->last, values, isnull);
+	if (start > place->last)
+		return false;
+	GroupSetAdvance(pipeline->rollup->groups, start, place->last, values, isnull);
+	return true;
 }
 
 /* A row of a sliding statement: late for the windows that hold its record and end before it counts. */
-static void
+static bool
 take_slice_row(Pipeline *pipeline, const Record *record, const RecordPlace *place, const Datum *values, const bool *isnull)
 {
 	Rollup	   *rollup = pipeline->rollup;
@@ -570,9 +603,10 @@ take_slice_row(Pipeline *pipeline, const Record *record, const RecordPlace *plac
 	if (verdict != GROUP_TAKEN && !place->noted && time >= rollup->begin)
 		note_late(pipeline, record, place, verdict, WindowTimeMinus(time, size),
 				  none ? WindowTimePlus(time, size) : from, none, values, isnull);
+	return !none;
 }
 
-static void
+static bool
 take_session_row(Pipeline *pipeline, const Record *record, const RecordPlace *place, const Datum *values, const bool *isnull)
 {
 	Rollup	   *rollup = pipeline->rollup;
@@ -581,6 +615,7 @@ take_session_row(Pipeline *pipeline, const Record *record, const RecordPlace *pl
 
 	if (verdict != GROUP_TAKEN && !place->noted && time >= rollup->begin)
 		note_late(pipeline, record, place, verdict, time, time, true, values, isnull);
+	return verdict == GROUP_TAKEN;
 }
 
 static bool
@@ -590,6 +625,7 @@ feed_receive(TupleTableSlot *slot, DestReceiver *self)
 	int			number;
 	RecordPlace *place;
 	const Record *record;
+	bool		taken = false;
 
 	slot_getallattrs(slot);
 	number = RecordNumberFromTid((ItemPointer) DatumGetPointer(slot->tts_values[0]));
@@ -603,16 +639,18 @@ feed_receive(TupleTableSlot *slot, DestReceiver *self)
 			pg_unreachable();
 		case WINDOW_TUMBLE:
 		case WINDOW_HOP:
-			take_row(receiver->pipeline, record, place, slot->tts_values, slot->tts_isnull);
+			taken = take_row(receiver->pipeline, record, place, slot->tts_values, slot->tts_isnull);
 			break;
 		case WINDOW_SLIDE:
-			take_slice_row(receiver->pipeline, record, place, slot->tts_values, slot->tts_isnull);
+			taken = take_slice_row(receiver->pipeline, record, place, slot->tts_values, slot->tts_isnull);
 			break;
 		case WINDOW_SESSION:
-			take_session_row(receiver->pipeline, record, place, slot->tts_values, slot->tts_isnull);
+			taken = take_session_row(receiver->pipeline, record, place, slot->tts_values, slot->tts_isnull);
 			break;
 	}
-	place->noted = place->maybe_late;
+	place->noted |= place->maybe_late;
+	place->fed = true;
+	place->taken |= taken;
 	return true;
 }
 
@@ -621,9 +659,8 @@ feed_end(DestReceiver *self)
 {
 }
 
-/* Run the feed over records [first, last), as the owner. */
-static void
-run_feed(Pipeline *pipeline, StreamBatch *batch, int first, int last)
+void
+RollupFeed(Pipeline *pipeline, StreamBatch *batch, int first, int last)
 {
 	Rollup	   *rollup = pipeline->rollup;
 	FeedReceiver receiver = {
@@ -660,8 +697,8 @@ run_feed(Pipeline *pipeline, StreamBatch *batch, int first, int last)
 }
 
 /* Stop before memory does. Groups that the next checkpoint closes do not count, so batches may end anywhere. */
-static void
-check_max_groups(Pipeline *pipeline)
+void
+RollupCheckMaxGroups(Pipeline *pipeline)
 {
 	Rollup	   *rollup = pipeline->rollup;
 	int			max_groups = pipeline->def->options.max_groups;
@@ -692,7 +729,7 @@ RollupAdvance(Pipeline *pipeline, StreamBatch *batch)
 	for (int i = first; i < last && !any; i++)
 		any = pipeline->rollup->places[i].delivered;
 	if (any)
-		run_feed(pipeline, batch, first, last);
+		RollupFeed(pipeline, batch, first, last);
 	note_dead_records(pipeline, batch, first, last);
 
 	for (int i = 0; i < pipeline->nparts; i++)
@@ -709,5 +746,5 @@ RollupAdvance(Pipeline *pipeline, StreamBatch *batch)
 	pfree(tide->stream_times);
 	pfree(tide->seen);
 	pfree(tide);
-	check_max_groups(pipeline);
+	RollupCheckMaxGroups(pipeline);
 }

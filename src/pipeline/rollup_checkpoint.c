@@ -21,13 +21,14 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#include "core/catalog_window.h"
 #include "pipeline/rollup_state.h"
 
 /* Groups written at a time. */
 #define GROUPS_AT_A_TIME 10000
 /* Groups whose rows one checkpoint writes, so that catching up does not make one endless transaction. */
 #define GROUPS_PER_STEP 100000
+/* Groups of closed windows stored at a time. */
+#define GROUPS_KEPT_AT_A_TIME 1000
 /* Dead letters that may wait for a checkpoint. */
 #define LETTERS_TO_KEEP 10000
 
@@ -67,7 +68,7 @@ RollupCheckpointDue(Pipeline *pipeline, TimestampTz now)
 	Rollup	   *rollup = pipeline->rollup;
 	TimestampTz over;
 
-	if (!dlist_is_empty(GroupSetChanged(rollup->groups)) || rollup->nletters > 0)
+	if (!dlist_is_empty(GroupSetChanged(rollup->groups)) || rollup->nletters > 0 || rollup->expire_due)
 		return true;
 	for (int i = 0; i < pipeline->nparts; i++)
 		if (pipeline->parts[i].changed)
@@ -112,6 +113,7 @@ typedef struct Checkpoint
 	bool		changes;		/* emit 'changes' */
 	bool		slides;
 	TimestampTz boundary;		/* windows that are over at this time close: watermark - lateness */
+	TimestampTz kept_after;		/* states of closed windows that were over later are kept */
 	Emission   *emissions;		/* groups to be written: those that close, in the order of their windows and ids; others */
 	int			nemissions;
 	int			size;
@@ -277,8 +279,8 @@ emit(Checkpoint *checkpoint, uint64 *rows)
 	pfree(stale);
 }
 
-static void
-fill_row(Rollup *rollup, const WindowGroup *group, bool closed, WindowGroupRow *row)
+void
+RollupGroupRow(Rollup *rollup, const WindowGroup *group, bool closed, TimestampTz over_at, WindowGroupRow *row)
 {
 	/* Sliding windows that are put together have none. */
 	row->id = group->id != 0 ? group->id : GroupSetNextId(rollup->groups);
@@ -288,6 +290,20 @@ fill_row(Rollup *rollup, const WindowGroup *group, bool closed, WindowGroupRow *
 	row->state = GroupEncodeState(rollup->groups, group);
 	row->records = group->records;
 	row->closed = closed;
+	row->over_at = over_at;
+}
+
+void
+RollupStoreLayout(Rollup *rollup, const PipelineDefinition *def)
+{
+	if (rollup->layout_stored)
+		return;
+	/* What is kept in another form nobody can read any more. */
+	if (rollup->layout_differs)
+		CatalogDeleteClosedGroups(def->id);
+	CatalogWriteWindowLayout(def->id, rollup->layout, WindowKindName(rollup->plan->window.kind),
+							 rollup->plan->window.size);
+	rollup->layout_stored = true;
 }
 
 /* A finished row that fails by itself: its state is kept, and what is known of it. */
@@ -305,7 +321,7 @@ note_failed_row(Checkpoint *checkpoint, const Emission *emission)
 
 	RoleEnter(&scope, pipeline->def->owner);
 	letter->group_keys = RollupKeysAsJson(rollup, group->keys);
-	fill_row(rollup, group, true, &row);
+	RollupGroupRow(rollup, group, true, DT_NOBEGIN, &row);
 	RoleLeave(&scope);
 	letter->window_start = group->window->start;
 	letter->window_end = group->window->end;
@@ -313,6 +329,8 @@ note_failed_row(Checkpoint *checkpoint, const Emission *emission)
 	letter->watermark = rollup->watermark;
 	letter->sqlstate = emission->sqlstate;
 	letter->message = pstrdup(emission->message);
+	letter->group_id = row.id;
+	RollupStoreLayout(rollup, pipeline->def);
 	CatalogWriteGroups(pipeline->def->id, &row, 1);
 	MemoryContextSwitchTo(old);
 
@@ -327,6 +345,53 @@ note_failed_row(Checkpoint *checkpoint, const Emission *emission)
 						max_errors, emission->message),
 				 errdetail("Window from %s, group %s.", timestamptz_to_str(group->window->start),
 						   DatumGetCString(DirectFunctionCall1(jsonb_out, letter->group_keys)))));
+}
+
+/* Is this a group whose state is kept when its window closes? */
+static bool
+is_kept(const Checkpoint *checkpoint, const Emission *emission)
+{
+	return emission->result == EMIT_WRITTEN && emission->group->window->over > checkpoint->kept_after &&
+		emission->group->window->start >= checkpoint->rollup->begin;
+}
+
+/* States of groups that close now, for reopen_window(). */
+static void
+keep_groups(Checkpoint *checkpoint)
+{
+	Rollup	   *rollup = checkpoint->rollup;
+	const PipelineDefinition *def = checkpoint->pipeline->def;
+	MemoryContext some;
+	WindowGroupRow rows[GROUPS_KEPT_AT_A_TIME];
+	RoleScope	scope;
+	int			n = 0;
+
+	if (def->options.keep_closed_us == 0)
+		return;
+	some = AllocSetContextCreate(CurrentMemoryContext, "hybridiot groups to keep", ALLOCSET_DEFAULT_SIZES);
+	for (int i = 0; i < checkpoint->nclosing; i++)
+	{
+		Emission   *emission = &checkpoint->emissions[i];
+
+		if (is_kept(checkpoint, emission))
+		{
+			MemoryContext old = MemoryContextSwitchTo(some);
+
+			if (n == 0)
+				RoleEnter(&scope, def->owner);
+			RollupGroupRow(rollup, emission->group, true, emission->group->window->over, &rows[n++]);
+			MemoryContextSwitchTo(old);
+		}
+		if (n == GROUPS_KEPT_AT_A_TIME || (n > 0 && i == checkpoint->nclosing - 1))
+		{
+			RoleLeave(&scope);
+			RollupStoreLayout(rollup, def);
+			CatalogWriteGroups(def->id, rows, n);
+			MemoryContextReset(some);
+			n = 0;
+		}
+	}
+	MemoryContextDelete(some);
 }
 
 /* A group of a window that closes: false if its row is left for the next transaction. */
@@ -371,7 +436,7 @@ settle_closings(Checkpoint *checkpoint)
 				left = true;
 			else if (!checkpoint->slides)
 			{
-				if (group->stored && emission->result == EMIT_WRITTEN)
+				if (group->stored && emission->result == EMIT_WRITTEN && !is_kept(checkpoint, emission))
 					gone[ngone++] = group->id;
 				closed = GroupSetRemove(groups, group);
 			}
@@ -448,20 +513,20 @@ save_groups(Checkpoint *checkpoint)
 	int64	   *gone;
 	int			ngone;
 	int			n = 0;
-	bool		any = false;
 
 	gone = GroupSetTakeGone(rollup->groups, &ngone);
 	CatalogDeleteGroups(def->id, gone, ngone);
 	pfree(gone);
+	if (!dlist_is_empty(GroupSetChanged(rollup->groups)))
+		RollupStoreLayout(rollup, def);
 	RoleEnter(&scope, def->owner);
 	dlist_foreach_modify(iter, GroupSetChanged(rollup->groups))
 	{
 		WindowGroup *group = dlist_container(WindowGroup, changed_node, iter.cur);
 		MemoryContext old = MemoryContextSwitchTo(some);
 
-		fill_row(rollup, group, false, &rows[n++]);
+		RollupGroupRow(rollup, group, false, DT_NOBEGIN, &rows[n++]);
 		MemoryContextSwitchTo(old);
-		any = true;
 		if (group->pending)
 			group->stored = true;
 		else
@@ -477,12 +542,6 @@ save_groups(Checkpoint *checkpoint)
 	}
 	RoleLeave(&scope);
 	CatalogWriteGroups(def->id, rows, n);
-	if (any && !rollup->layout_stored)
-	{
-		CatalogWriteWindowLayout(def->id, rollup->layout, WindowKindName(rollup->plan->window.kind),
-								 rollup->plan->window.size);
-		rollup->layout_stored = true;
-	}
 	MemoryContextDelete(some);
 	pfree(rows);
 }
@@ -506,22 +565,37 @@ save_letters(Pipeline *pipeline)
 	rollup->nletters = rollup->letters_size = rollup->nlate = rollup->nfailed = 0;
 }
 
-/* Windows that are over no later than this are written, all of them. */
+/* Windows that are over no later than this are written, all of them; and states are kept from here on. */
 static void
 save_progress(Checkpoint *checkpoint, TimestampTz old_watermark)
 {
 	Rollup	   *rollup = checkpoint->rollup;
 	TimestampTz closed = checkpoint->boundary;
 	TimestampTz over;
+	WindowProgress progress;
 
 	if (GroupSetNextOver(rollup->groups, &over) && over <= closed)
 		closed = over - 1;
 	closed = Max(closed, rollup->closed);
-	if (closed == rollup->closed && rollup->watermark == old_watermark)
+	if (closed == rollup->closed && rollup->watermark == old_watermark && checkpoint->kept_after == rollup->kept_after)
 		return;
 	rollup->closed = closed;
-	CatalogWriteProgress(checkpoint->pipeline->def->id, rollup->watermark,
-						 WindowTimeMinus(closed, rollup->plan->window.over));
+	rollup->kept_after = checkpoint->kept_after;
+	progress.watermark = rollup->watermark;
+	progress.closed_before = WindowTimeMinus(closed, rollup->plan->window.over);
+	progress.kept_after = rollup->kept_after;
+	CatalogWriteProgress(checkpoint->pipeline->def->id, &progress);
+}
+
+/* A step of forgetting what is kept no longer. */
+static void
+expire_groups(Checkpoint *checkpoint)
+{
+	Rollup	   *rollup = checkpoint->rollup;
+
+	if (rollup->expire_due || (checkpoint->pipeline->def->options.keep_closed_us > 0 && checkpoint->kept_after != rollup->kept_after))
+		rollup->expire_due = CatalogExpireGroups(checkpoint->pipeline->def->id, checkpoint->kept_after,
+												 GROUPS_PER_STEP) == GROUPS_PER_STEP;
 }
 
 bool
@@ -542,6 +616,8 @@ RollupCheckpoint(Pipeline *pipeline, TimestampTz now, uint64 *rows)
 
 	rollup->watermark = RollupWatermark(pipeline, now);
 	checkpoint.boundary = WindowTimeMinus(rollup->watermark, pipeline->def->options.lateness_us);
+	checkpoint.kept_after = Max(rollup->kept_after,
+								WindowTimeMinus(checkpoint.boundary, pipeline->def->options.keep_closed_us));
 	for (int i = 0; i < pipeline->nparts; i++)
 	{
 		PartitionState *part = &pipeline->parts[i];
@@ -560,12 +636,14 @@ RollupCheckpoint(Pipeline *pipeline, TimestampTz now, uint64 *rows)
 	RoleLeave(&scope);
 	retract(&checkpoint, rows);
 	emit(&checkpoint, rows);
+	keep_groups(&checkpoint);
 	settle_closings(&checkpoint);
 	settle_changed(&checkpoint);
 	mark_passed(&checkpoint);
 	SlideEnd(rollup->groups, checkpoint.arena);
 	save_groups(&checkpoint);
 	save_letters(pipeline);
+	expire_groups(&checkpoint);
 	save_progress(&checkpoint, old_watermark);
 	/* A window that closes is news even if no row of it changes: now it is final. */
 	if (*rows > 0 || checkpoint.nclosing > 0)

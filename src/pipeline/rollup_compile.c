@@ -53,6 +53,7 @@ typedef struct Compile
 	Query	   *insert;
 	Query	   *select;
 	Oid			stream;
+	const char *rewriting;		/* as RollupCompile() was told */
 	int			stream_rti;
 	int			stream_count;	/* streams anywhere in the SELECT */
 	int			hop_rti;		/* hop() in FROM; 0: none */
@@ -784,11 +785,11 @@ make_finish_select(Compile *compile)
  */
 
 static void
-refuse_changes(const char *detail, const char *hint)
+refuse_changes(Compile *compile, const char *detail, const char *hint)
 {
 	ereport(ERROR,
 			(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-			 errmsg("this statement cannot be used with emit 'changes'"),
+			 errmsg("this statement cannot be used with %s", compile->rewriting),
 			 errdetail_internal("%s", detail),
 			 errhint("%s", hint)));
 }
@@ -855,14 +856,14 @@ check_conflict_columns(Compile *compile, Query *finish, Bitmapset **columns)
 		int			column;
 
 		if (!IsA(var, Var) || var->varattno <= 0)
-			refuse_changes("ON CONFLICT names an expression.", hint);
+			refuse_changes(compile, "ON CONFLICT names an expression.", hint);
 		tle = get_tle_by_resno(compile->insert->targetList, var->varattno);
 		column = tle != NULL ? finished_column_of(compile, finish, tle) : 0;
 		if (column == 0 || column > list_length(compile->keys))
-			refuse_changes(psprintf("Column \"%s\" of ON CONFLICT is not a group key of the same type.",
+			refuse_changes(compile, psprintf("Column \"%s\" of ON CONFLICT is not a group key of the same type.",
 									get_attname(compile->plan->target, var->varattno, false)), hint);
 		if (!column_is_not_null(compile->plan->target, var->varattno))
-			refuse_changes(psprintf("Column \"%s\" of ON CONFLICT may be null.",
+			refuse_changes(compile, psprintf("Column \"%s\" of ON CONFLICT may be null.",
 									get_attname(compile->plan->target, var->varattno, false)),
 						   "Declare the columns of ON CONFLICT NOT NULL: null conflicts with nothing.");
 		covered = bms_add_member(covered, column);
@@ -877,7 +878,7 @@ check_conflict_columns(Compile *compile, Query *finish, Bitmapset **columns)
 									  InvalidOid, var->varcollid));
 	}
 	if (bms_num_members(covered) != list_length(compile->keys))
-		refuse_changes("ON CONFLICT does not name every group key.", hint);
+		refuse_changes(compile, "ON CONFLICT does not name every group key.", hint);
 	return quals;
 }
 
@@ -891,17 +892,17 @@ check_changes(Compile *compile, Query *finish)
 	ListCell   *lc;
 
 	if (conflict == NULL || conflict->action != ONCONFLICT_UPDATE)
-		refuse_changes("It has no ON CONFLICT ... DO UPDATE.",
-					   "A window's row is written each time it changes; add ON CONFLICT (...) DO UPDATE, or use emit 'final'.");
+		refuse_changes(compile, "It has no ON CONFLICT ... DO UPDATE.",
+					   "A window's row is written each time it changes; add ON CONFLICT (...) DO UPDATE, or leave the option out.");
 	if (OidIsValid(conflict->constraint))
-		refuse_changes("ON CONFLICT names a constraint.", "Name its columns instead.");
+		refuse_changes(compile, "ON CONFLICT names a constraint.", "Name its columns instead.");
 	if (conflict->arbiterWhere != NULL || conflict->onConflictWhere != NULL)
-		refuse_changes("ON CONFLICT has a WHERE clause.", "Use HAVING to keep some of the groups.");
+		refuse_changes(compile, "ON CONFLICT has a WHERE clause.", "Use HAVING to keep some of the groups.");
 	if (finish->hasTargetSRFs)
-		refuse_changes("The SELECT list returns several rows for a group.", "Use emit 'final'.");
+		refuse_changes(compile, "The SELECT list returns several rows for a group.", "Leave the option out.");
 	if (contain_volatile_functions((Node *) finish->targetList) ||
 		contain_volatile_functions(finish->jointree->quals))
-		refuse_changes("It uses volatile functions, which would run at each change.", "Use emit 'final'.");
+		refuse_changes(compile, "It uses volatile functions, which would run at each change.", "Leave the option out.");
 
 	quals = check_conflict_columns(compile, finish, &columns);
 	foreach(lc, conflict->onConflictSet)
@@ -909,7 +910,7 @@ check_changes(Compile *compile, Query *finish)
 		TargetEntry *tle = lfirst_node(TargetEntry, lc);
 
 		if (only_excluded_walker((Node *) tle->expr, conflict) || contain_volatile_functions((Node *) tle->expr))
-			refuse_changes("SET uses something other than excluded.",
+			refuse_changes(compile, "SET uses something other than excluded.",
 						   "Set columns from excluded only: a change replaces the row of its window.");
 		columns = bms_add_member(columns, tle->resno);
 	}
@@ -918,7 +919,7 @@ check_changes(Compile *compile, Query *finish)
 		TargetEntry *tle = lfirst_node(TargetEntry, lc);
 
 		if (!bms_is_member(tle->resno, columns))
-			refuse_changes(psprintf("Column \"%s\" is not in SET.", get_attname(compile->plan->target, tle->resno, false)),
+			refuse_changes(compile, psprintf("Column \"%s\" is not in SET.", get_attname(compile->plan->target, tle->resno, false)),
 						   "Set every column that is inserted, from excluded.");
 	}
 	return quals;
@@ -980,9 +981,9 @@ ungroup(Query *select)
 }
 
 RollupPlan *
-RollupCompile(Query *query, Oid stream, bool emit_changes)
+RollupCompile(Query *query, Oid stream, const char *rewriting)
 {
-	Compile		compile = {.insert = query,.stream = stream,.plan = palloc0(sizeof(RollupPlan))};
+	Compile		compile = {.insert = query,.stream = stream,.rewriting = rewriting,.plan = palloc0(sizeof(RollupPlan))};
 	RollupPlan *plan = compile.plan;
 	RangeTblEntry *source = find_select(query);
 	Query	   *finish;
@@ -999,11 +1000,11 @@ RollupCompile(Query *query, Oid stream, bool emit_changes)
 	lay_out(&compile);
 	plan->feed = make_feed(&compile);
 
-	if (emit_changes)
+	if (rewriting)
 		quals = check_changes(&compile, finish);
-	if (emit_changes && plan->window.kind == WINDOW_SESSION)
+	if (rewriting && plan->window.kind == WINDOW_SESSION)
 		plan->retract = make_delete(&compile, finish, copyObject(quals));
-	if (emit_changes && finish->jointree->quals != NULL)
+	if (rewriting && finish->jointree->quals != NULL)
 		plan->prune = make_delete(&compile, finish, lappend(quals, having_fails(finish)));
 	source->subquery = finish;
 	plan->finish = pg_get_querydef(copyObject(query), false);

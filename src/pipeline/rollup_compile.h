@@ -33,8 +33,9 @@ typedef struct RollupPlan
 /*
  * Compile an analyzed INSERT ... SELECT over this stream (it is changed on the way). ereport 0A000 with a HINT for what a
  * windowed pipeline cannot run, 22023 for windows that do not exist. The result lives in the current memory context; its texts are
- * qualified as the present search_path demands.
+ * qualified as the present search_path demands. rewriting: the option by which rows are written more than once, which the
+ * statement must bear; NULL: none.
  */
-extern RollupPlan *RollupCompile(Query *query, Oid stream, bool emit_changes);
+extern RollupPlan *RollupCompile(Query *query, Oid stream, const char *rewriting);
 
 #endif							/* HYBRIDIOT_ROLLUP_COMPILE_H */

@@ -5,6 +5,7 @@
 #ifndef HYBRIDIOT_ROLLUP_STATE_H
 #define HYBRIDIOT_ROLLUP_STATE_H
 
+#include "core/catalog_window.h"
 #include "pipeline/group.h"
 #include "pipeline/rollup.h"
 #include "pipeline/rollup_compile.h"
@@ -14,6 +15,8 @@ typedef struct RecordPlace
 {
 	bool		delivered;		/* its rows go to windows */
 	bool		noted;			/* a dead letter says that it was late */
+	bool		fed;			/* the feed had a row of it, */
+	bool		taken;			/* which went to a window */
 	bool		maybe_late;		/* for one of its windows at least */
 	TimestampTz first;			/* starts of its windows, tumbling and hopping ones */
 	TimestampTz last;
@@ -32,6 +35,7 @@ struct Rollup
 	GroupSet   *groups;
 	char	   *layout;			/* as it would be stored now */
 	bool		layout_stored;
+	bool		layout_differs;	/* another one is stored */
 	TupleDesc	keys;			/* of group keys without the window, for dead letters */
 	RecordPlace *places;		/* one for each record of the batch */
 
@@ -40,6 +44,8 @@ struct Rollup
 	/* as of the last checkpoint */
 	TimestampTz watermark;
 	TimestampTz closed;			/* windows that are over at this time have been written */
+	TimestampTz kept_after;		/* states of windows that were over later are kept */
+	bool		expire_due;		/* there may be states that are kept no longer */
 
 	/* dead letters since the last checkpoint */
 	MemoryContext letters_context;
@@ -52,6 +58,22 @@ struct Rollup
 	int			rows_failed;	/* finished rows in a row that could not be written */
 };
 
+/*
+ * Without its groups, and as one that writes rows again, whatever emit says: for who works on groups of closed windows,
+ * or loads the open ones himself.
+ */
+extern Rollup *RollupOpenEmpty(Pipeline *pipeline);
+/* Groups as of the last checkpoint into rollup->groups, which is empty. */
+extern void RollupLoadGroups(Rollup *rollup, const PipelineDefinition *def);
+/*
+ * The windows of a record at this time: where they begin, and *over, when the first of them is over. False: it has none.
+ */
+extern bool RollupPlaceRecord(Rollup *rollup, RecordPlace *place, TimestampTz time, TimestampTz *over);
+/* Run the feed over records [first, last), each into what rollup->places says, as the owner; memory is not transactional. */
+extern void RollupFeed(Pipeline *pipeline, StreamBatch *batch, int first, int last);
+/* ereport 55000 when there are more groups than max_groups allows. */
+extern void RollupCheckMaxGroups(Pipeline *pipeline);
+
 /* Group keys as a jsonb object, in the current memory context. */
 extern Datum RollupKeysAsJson(Rollup *rollup, const NullableDatum *keys);
 /* A dead letter to be filled, with nothing set but its times; texts belong in letters_context. */
@@ -63,6 +85,10 @@ extern const char *RollupPlanText(SPIPlanPtr plan);
 
 /* The windows that are open. */
 extern WindowSpan RollupSpan(const Rollup *rollup);
+/* A group as it is stored; over_at as in the row. The caller is the owner. */
+extern void RollupGroupRow(Rollup *rollup, const WindowGroup *group, bool closed, TimestampTz over_at, WindowGroupRow *row);
+/* Store the layout, if it is not, before states are stored that go by it. */
+extern void RollupStoreLayout(Rollup *rollup, const PipelineDefinition *def);
 /* The watermark as it would be at this clock. */
 extern TimestampTz RollupWatermark(Pipeline *pipeline, TimestampTz now);
 

@@ -169,6 +169,16 @@ WindowRange(TimestampTz start, TimestampTz end, bool includes_end)
 	return RangeTypePGetDatum(make_range(type, &lower, &upper, false, NULL));
 }
 
+char *
+WindowText(TimestampTz start, TimestampTz end, bool includes_end)
+{
+	Oid			output;
+	bool		varlena;
+
+	getTypeOutputInfo(TSTZRANGEOID, &output, &varlena);
+	return OidOutputFunctionCall(output, WindowRange(start, end, includes_end));
+}
+
 TimestampTz
 WindowTimeMinus(TimestampTz time, int64 us)
 {

@@ -66,6 +66,9 @@ extern void WindowStarts(const WindowSpec *spec, TimestampTz ts, TimestampTz *fi
 /* [start, end) or [start, end] as a tstzrange, palloc'd. */
 extern Datum WindowRange(TimestampTz start, TimestampTz end, bool includes_end);
 
+/* The same as text, for messages; palloc'd. */
+extern char *WindowText(TimestampTz start, TimestampTz end, bool includes_end);
+
 /* time − us and time + us that stay in range and leave DT_NOBEGIN alone. */
 extern TimestampTz WindowTimeMinus(TimestampTz time, int64 us);
 extern TimestampTz WindowTimePlus(TimestampTz time, int64 us);

@@ -67,6 +67,7 @@ typedef struct Pipeline
 	int			errors_stored;	/* the same, as the table has it */
 	int			errors_at_checkpoint;	/* the same, as of the last checkpoint */
 	TimestampTz refreshed_at;	/* when partitions were counted last */
+	uint64		commits;		/* of this worker since it was opened */
 	char	   *signature;		/* of all definitions it was opened from */
 
 	/* per batch, what the search for bad records has learnt (apply.c) */
@@ -173,7 +174,7 @@ extern int	ApplyBatch(Pipeline *pipeline, int first, uint64 *rows);
  */
 extern int	SearchBatch(Pipeline *pipeline, int first, bool judged, uint64 *rows);
 
-/* ---- ingest.c ---- */
+/* ---- session.c ---- */
 
 /*
  * Run a pipeline in this session and transaction up to the present end of its stream;

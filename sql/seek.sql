@@ -121,6 +121,28 @@ SELECT hybridiot.run_pipeline('w', wall_clock => '2026-01-01 01:00Z');
 SELECT hybridiot.run_pipeline('w', wall_clock => '2026-01-01 02:00Z');
 SELECT lower(during), n, records FROM total ORDER BY during;
 
+-- the same for other windows, in the middle of some: rows from there on are those that were there before
+CREATE TABLE overlapping (during tstzrange, n bigint, records bigint);
+CREATE FUNCTION again(query text, at timestamptz) RETURNS TABLE (before bigint, rows bigint, lost bigint, others bigint, dead bigint) LANGUAGE plpgsql AS $$
+BEGIN
+	PERFORM hybridiot.create_pipeline('o', 'INSERT INTO seeking.overlapping ' || query, lateness => '3 s', enabled => false);
+	PERFORM hybridiot.run_pipeline('o', wall_clock => timestamptz '2026-01-01 01:00Z' + i * interval '1 h') FROM generate_series(0, 1) i;
+	CREATE TABLE first AS SELECT * FROM seeking.overlapping;
+	TRUNCATE seeking.overlapping;
+	PERFORM hybridiot.seek_pipeline('o', at::text);
+	PERFORM hybridiot.run_pipeline('o', wall_clock => timestamptz '2026-01-01 01:00Z' + i * interval '1 h') FROM generate_series(0, 1) i;
+	RETURN QUERY SELECT (SELECT count(*) FROM first), (SELECT count(*) FROM seeking.overlapping),
+		(SELECT count(*) FROM (SELECT * FROM first WHERE lower(during) >= at EXCEPT ALL SELECT * FROM seeking.overlapping) x),
+		(SELECT count(*) FROM (SELECT * FROM seeking.overlapping EXCEPT ALL SELECT * FROM first WHERE lower(during) >= at) x),
+		(SELECT count(*) FROM hybridiot.dead_letter WHERE pipeline = 'o');
+	PERFORM hybridiot.drop_pipeline('o');
+	DROP TABLE first;
+	TRUNCATE seeking.overlapping;
+END $$;
+SELECT * FROM again('SELECT w, sum(n), count(*) FROM stream, hybridiot.hop(ts, ''10 s'', ''4 s'') AS w WHERE n % 10 < 6 GROUP BY w', '2026-01-01 00:00:35Z');
+SELECT * FROM again('SELECT hybridiot.slide(ts, ''4 s''), sum(n), count(*) FROM stream WHERE n % 10 < 6 GROUP BY 1', '2026-01-01 00:00:33.5Z');
+SELECT * FROM again('SELECT hybridiot.session(ts, ''2 s''), sum(n), count(*) FROM stream WHERE n % 10 < 6 GROUP BY 1', '2026-01-01 00:00:33Z');
+
 -- another stream: offsets of one server mean nothing to another
 SELECT hybridiot.create_pipeline('p', 'INSERT INTO reading SELECT part, pos, n FROM stream', enabled => false);
 SELECT hybridiot.run_pipeline('p');

@@ -138,5 +138,49 @@ SELECT during, groups, records FROM hybridiot.open_window;
 SELECT hybridiot.drop_pipeline('strict'), forget();
 SELECT count(*) FROM hybridiot.window_group;
 
+-- States that cannot be read any more: the hint goes back to the open windows, whatever their kind, and to no others.
+CREATE TABLE again (kind text, during tstzrange, n bigint, sum bigint);
+CREATE FOREIGN TABLE numbers (n int, ts timestamptz OPTIONS (metadata 'timestamp')) SERVER window_state OPTIONS (topic 'log', source 'window_state.log', format 'json');
+CREATE FUNCTION tell(statement text) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE hint text;
+BEGIN
+	EXECUTE statement;
+	RETURN NULL;
+EXCEPTION WHEN OTHERS THEN
+	GET STACKED DIAGNOSTICS hint = PG_EXCEPTION_HINT;
+	RETURN hint;
+END $$;
+INSERT INTO log SELECT i % 2, i / 2, timestamptz '2024-01-01' + interval '0.7 s' * (i - i * 7 % 4) + CASE WHEN i > 40 THEN interval '7 s' ELSE '0' END,
+	NULL, convert_to(json_build_object('n', i)::text, 'UTF8'), NULL FROM generate_series(0, 99) i;
+CREATE FUNCTION lose(kind text, call text, records int) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE hint text;
+	truth text;
+	source text := CASE WHEN kind = 'hop' THEN 'numbers, ' || call || ' AS w' ELSE 'numbers' END;
+	key text := CASE WHEN kind = 'hop' THEN 'w' ELSE call END;
+BEGIN
+	-- without a loss,
+	PERFORM hybridiot.create_pipeline('again', format('INSERT INTO again SELECT %L::text, %s, count(*), sum(n) FROM %s GROUP BY 2', kind, key, source), lateness => '3 s', enabled => false);
+	PERFORM window_state.run('again'), hybridiot.run_pipeline('again', wall_clock => '2024-01-01 02:00');
+	truth := (SELECT string_agg(a::text, E'\n' ORDER BY a) FROM again a);
+	-- and with one
+	TRUNCATE again;
+	PERFORM hybridiot.seek_pipeline('again', 'earliest');
+	PERFORM window_state.run('again', records);
+	UPDATE hybridiot.window_layout SET layout = 'PostgreSQL 7, state of ages past';
+	hint := window_state.tell('SELECT window_state.run(''again'')');
+	EXECUTE 'SELECT ' || substring(hint FROM 'hybridiot.seek_pipeline\([^)]*\)');
+	IF hint ~ 'delete their rows' THEN
+		DELETE FROM again a WHERE lower(a.during) >= (substring(hint FROM ', ''([^'']*)''\)'))::timestamptz;
+	END IF;
+	PERFORM window_state.run('again'), hybridiot.run_pipeline('again', wall_clock => '2024-01-01 02:00');
+	hint := hint || ' ' || (SELECT count(*) FROM hybridiot.dead_letter) || CASE WHEN truth = (SELECT string_agg(a::text, E'\n' ORDER BY a) FROM again a) THEN ' as without it' ELSE ' WRONG' END;
+	PERFORM hybridiot.drop_pipeline('again');
+	TRUNCATE again;
+	RETURN hint;
+END $$;
+SELECT records, kind, lose(kind, call, records) FROM (VALUES (6), (37), (60), (90)) r (records), (VALUES (1, 'tumble', 'hybridiot.tumble(ts, ''5 s'')'), (2, 'hop', 'hybridiot.hop(ts, ''6 s'', ''2 s'')'),
+	(3, 'slide', 'hybridiot.slide(ts, ''4 s'')'), (4, 'session', 'hybridiot.session(ts, ''2 s'')')) v (n, kind, call) ORDER BY records, n;
+SELECT forget();
+
 DROP SCHEMA window_state CASCADE;
 DROP SERVER window_state CASCADE;

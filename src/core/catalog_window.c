@@ -74,6 +74,24 @@ CatalogLastGroup(int32 pipeline)
 	return id;
 }
 
+bool
+CatalogEarliestOpen(int32 pipeline, TimestampTz *start)
+{
+	static CatalogQuery query = {
+		.sql = "SELECT pg_catalog.min(window_start) FROM hybridiot.window_group WHERE pipeline = $1 AND NOT closed",
+		.nargs = 1,.argtypes = {INT4OID}
+	};
+	CatalogScope scope;
+	Datum		values[] = {Int32GetDatum(pipeline)};
+	bool		isnull;
+
+	CatalogEnter(&scope);
+	CatalogExecute(&query, values, NULL, 1);
+	*start = DatumGetTimestampTz(CatalogColumn(0, 1, &isnull));
+	CatalogLeave(&scope);
+	return !isnull;
+}
+
 /* A bytea column, whole and in context. */
 static bytea *
 column_bytes(uint64 row, int column, MemoryContext context)

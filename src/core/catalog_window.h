@@ -27,6 +27,8 @@ extern void CatalogWriteWindowLayout(int32 pipeline, const char *layout, const c
 
 /* Largest id of the pipeline's groups, closed ones too; 0: none. */
 extern int64 CatalogLastGroup(int32 pipeline);
+/* Start of the earliest open window that has groups (sliding: time of the earliest slice); false: there are none. */
+extern bool CatalogEarliestOpen(int32 pipeline, TimestampTz *start);
 /* The next groups of open windows behind an id, at most limit, in the order of their ids. Rows and bytes in context. */
 extern WindowGroupRow *CatalogReadGroups(int32 pipeline, int64 behind, int limit, MemoryContext context, int *n);
 /* Insert or replace. */

@@ -179,25 +179,54 @@ describe_keys(const GroupLayout *layout)
 	return BlessTupleDesc(keys);
 }
 
+/*
+ * A start, as text, from which the open windows and no others are computed anew; first: start of the earliest that has
+ * groups. Sessions that begin later than the first that is open may be written already.
+ */
+static const char *
+start_of_open(Rollup *rollup, const PipelineDefinition *def, TimestampTz first)
+{
+	const WindowSpec *window = &rollup->plan->window;
+	TimestampTz last;
+
+	if (rollup->closed == DT_NOBEGIN)
+		return StartParse(def->options.start_at)->kind == START_LATEST ? timestamptz_to_str(first) : def->options.start_at;
+	switch (window->kind)
+	{
+		case WINDOW_NONE:
+		case WINDOW_SESSION:
+			break;
+		case WINDOW_TUMBLE:
+		case WINDOW_HOP:
+			WindowStarts(window, rollup->closed, &first, &last);
+			break;
+		case WINDOW_SLIDE:
+			first = WindowTimeMinus(rollup->closed, window->size);
+			break;
+	}
+	return timestamptz_to_str(first);
+}
+
 /* States of another major version, of other types or of other windows mean nothing to us. */
 static void
 check_layout(Rollup *rollup, const PipelineDefinition *def)
 {
 	char	   *stored = CatalogReadWindowLayout(def->id, CurrentMemoryContext);
-	int			n;
+	TimestampTz first;
 
 	rollup->layout = psprintf("%s, %s", WindowSpecText(&rollup->plan->window), GroupLayoutText(&rollup->plan->layout));
 	rollup->layout_stored = stored != NULL && strcmp(stored, rollup->layout) == 0;
 	rollup->layout_differs = stored != NULL && !rollup->layout_stored;
-	if (rollup->layout_stored)
-		return;
-	(void) CatalogReadGroups(def->id, 0, 1, CurrentMemoryContext, &n);
-	if (n > 0)
+	if (!rollup->layout_stored && CatalogEarliestOpen(def->id, &first))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("open windows of pipeline \"%s\" were stored in a form that cannot be read any more", def->name),
 				 errdetail("Stored: %s. Now: %s.", stored ? stored : "unknown", rollup->layout),
-				 errhint("Set a new start with hybridiot.alter_pipeline(start_at => ...) to read the records again.")));
+				 rollup->plan->window.kind == WINDOW_SESSION ?
+				 errhint("hybridiot.seek_pipeline('%s', '%s') reads their records again. Sessions that begin no earlier are written again: delete their rows in the same transaction.",
+						 def->name, start_of_open(rollup, def, first)) :
+				 errhint("hybridiot.seek_pipeline('%s', '%s') reads their records again; windows that are closed are left alone.",
+						 def->name, start_of_open(rollup, def, first))));
 }
 
 /* As the owner: types and aggregates may run code of the user's. */

@@ -443,6 +443,21 @@ SELECT run('p');
 SELECT * FROM visits WHERE device = 'a' AND n > 1;
 SELECT hybridiot.drop_pipeline('p'), forget();
 
+-- ---- many groups: windows go in steps, and nothing is left out between them
+
+SELECT hybridiot.create_pipeline('p', $$
+	INSERT INTO total SELECT hybridiot.tumble(ts, '10 s'), device, count(*), sum(temp) FROM s GROUP BY 1, 2
+	ON CONFLICT (during, device) DO UPDATE SET n = excluded.n, sum = excluded.sum $$, keep_closed => '1 h', enabled => false);
+INSERT INTO log SELECT 0, i, NULL, NULL, convert_to(format('{"device": "%s", "ts": "%s", "temp": 1}',
+	i % 26000, timestamptz '2024-01-01' + i / 26000 * interval '10 s'), 'UTF8'), NULL FROM generate_series(0, 3 * 26000) AS i;
+SELECT put(21, '1', 2), put(1, '2', 3), put(11, 'new', 4), put(12, 'new', 5);
+SELECT run('p');
+SELECT hybridiot.reopen_window('p', secs(0, 30));
+SELECT * FROM rows WHERE n > 1 OR device = 'new';
+SELECT * FROM kept;
+SELECT count(*) FROM dead;
+SELECT hybridiot.drop_pipeline('p'), forget();
+
 -- all of it as the pipeline's owner, restricted
 CREATE ROLE reopen_owner;
 GRANT USAGE, CREATE ON SCHEMA reopen TO reopen_owner;

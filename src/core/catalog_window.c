@@ -306,7 +306,7 @@ CatalogReadClosedGroups(int32 pipeline, TimestampTz start, TimestampTz end, Time
 {
 	static CatalogQuery query = {
 		.sql = "SELECT " GROUP_COLUMNS " FROM hybridiot.window_group WHERE pipeline = $1 AND closed"
-		" AND (over_at BETWEEN $2 AND $4 OR over_at IS NULL) AND window_end >= $2 AND window_start <= $3 ORDER BY id FOR UPDATE",
+		" AND (over_at BETWEEN $2 AND $4 OR over_at IS NULL) AND window_end >= $2 AND window_start <= $3 ORDER BY id",
 		.nargs = 4,.argtypes = {INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID}
 	};
 	CatalogScope scope;
@@ -346,7 +346,7 @@ CatalogReadFailedGroups(int32 pipeline, const int64 *ids, int nids, MemoryContex
 {
 	static CatalogQuery query = {
 		.sql = "SELECT " GROUP_COLUMNS " FROM hybridiot.window_group WHERE pipeline = $1 AND id = ANY ($2)"
-		" AND closed AND over_at IS NULL ORDER BY id FOR UPDATE",
+		" AND closed AND over_at IS NULL ORDER BY id",
 		.nargs = 2,.argtypes = {INT4OID, INT8ARRAYOID}
 	};
 	CatalogScope scope;

@@ -7,7 +7,7 @@
  * positions. retry_dead_letters() makes records of dead letters again and runs them through the
  * statement as a batch, in the caller's transaction; those that pass are deleted in it. It needs neither
  * the log nor the positions, so it may run beside the pipeline's worker; the row locks on the letters keep
- * a second caller from taking the same ones. How windowed pipelines try theirs again is in reopen.c.
+ * a second caller from taking the same ones. How windowed pipelines try theirs again is in retry.c.
  */
 #include "postgres.h"
 
@@ -21,7 +21,7 @@
 
 #include "core/compat.h"
 #include "pipeline/letters.h"
-#include "pipeline/reopen.h"
+#include "pipeline/retry.h"
 
 /* Bytes of letters that are tried again at once. */
 #define RETRY_BYTES (64 * 1024 * 1024)

@@ -1,9 +1,9 @@
 /*
- * reopen.h
- *		Dead letters of windowed pipelines, tried again; late records folded into windows that are closed.
+ * retry.h
+ *		Dead letters of windowed pipelines, tried again.
  */
-#ifndef HYBRIDIOT_REOPEN_H
-#define HYBRIDIOT_REOPEN_H
+#ifndef HYBRIDIOT_RETRY_H
+#define HYBRIDIOT_RETRY_H
 
 #include "pipeline/pipeline.h"
 
@@ -13,4 +13,4 @@
  */
 extern int64 RetryWindowed(Pipeline *pipeline, TimestampTz since);
 
-#endif							/* HYBRIDIOT_REOPEN_H */
+#endif							/* HYBRIDIOT_RETRY_H */

@@ -5,7 +5,7 @@ use warnings;
 use Hybridiot::Test;
 use Test::More;
 
-my $groups = 230_000;
+my $groups = 130_000;
 my $node = new_node('close');
 
 # Ten thousand windows of one group each, then one of all the others; a record far behind closes them all. The second
@@ -22,12 +22,12 @@ $node->safe_psql('test', <<~"END");
 		IF EXISTS (SELECT FROM public.closed) THEN PERFORM pg_advisory_xact_lock(1); END IF; RETURN NULL; END \$\$;
 	CREATE TRIGGER wait BEFORE INSERT ON closed FOR EACH STATEMENT EXECUTE FUNCTION wait();
 	SELECT hybridiot.create_pipeline('closed', \$\$INSERT INTO closed SELECT hybridiot.tumble(ts, '1 s'), device, count(*) FROM telemetry GROUP BY 1, 2\$\$,
-		lateness => '1 d', idle_timeout => '0', checkpoint_interval => '100 ms', max_groups => 150000);
+		lateness => '1 d', idle_timeout => '0', checkpoint_interval => '100 ms', max_groups => 80000);
 	END
 
 # Stopped first, with nothing lost: the last checkpoint has what it has.
 wait_state($node, 'closed', 'failed');
-like($node->safe_psql('test', 'SELECT reason FROM hybridiot.pipeline'), qr/^open windows of pipeline "closed" have \d+ groups, and max_groups is 150000. Raise max_groups /,
+like($node->safe_psql('test', 'SELECT reason FROM hybridiot.pipeline'), qr/^open windows of pipeline "closed" have \d+ groups, and max_groups is 80000. Raise max_groups /,
 	'max_groups stops the pipeline, and says how it goes on');
 is($node->safe_psql('test', 'SELECT sum(records) FROM hybridiot.open_window'), $node->safe_psql('test', 'SELECT next_offset FROM hybridiot.position'),
 	'groups hold the records below its position');

@@ -277,6 +277,7 @@ open_rollup(Pipeline *pipeline, bool rewrites)
 	open_plans(rollup, pipeline->def, rewrites);
 	rollup->keys = describe_keys(&rollup->plan->layout);
 	rollup->places = palloc(sizeof(RecordPlace) * Max(pipeline->batch->capacity, 1));
+	rollup->encode_context = AllocSetContextCreate(context, "hybridiot state of a group", ALLOCSET_DEFAULT_SIZES);
 	rollup->letters_context = AllocSetContextCreate(context, "hybridiot dead letters", ALLOCSET_DEFAULT_SIZES);
 	rollup->begin = begin_of(&pipeline->def->options);
 	CatalogReadProgress(pipeline->def->id, &progress);

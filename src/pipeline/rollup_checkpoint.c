@@ -279,15 +279,27 @@ emit(Checkpoint *checkpoint, uint64 *rows)
 	pfree(stale);
 }
 
+static bytea *
+copy_bytes(const bytea *bytes)
+{
+	return memcpy(palloc(VARSIZE(bytes)), bytes, VARSIZE(bytes));
+}
+
 void
 RollupGroupRow(Rollup *rollup, const WindowGroup *group, bool closed, TimestampTz over_at, WindowGroupRow *row)
 {
+	MemoryContext here = MemoryContextSwitchTo(rollup->encode_context);
+	bytea	   *keys = GroupEncodeKeys(rollup->groups, group);
+	bytea	   *state = GroupEncodeState(rollup->groups, group);
+
+	MemoryContextSwitchTo(here);
+	row->keys = copy_bytes(keys);
+	row->state = copy_bytes(state);
+	MemoryContextReset(rollup->encode_context);
 	/* Sliding windows that are put together have none. */
 	row->id = group->id != 0 ? group->id : GroupSetNextId(rollup->groups);
 	row->start = group->window->start;
 	row->end = group->window->end;
-	row->keys = GroupEncodeKeys(rollup->groups, group);
-	row->state = GroupEncodeState(rollup->groups, group);
 	row->records = group->records;
 	row->closed = closed;
 	row->over_at = over_at;

@@ -38,6 +38,7 @@ struct Rollup
 	bool		layout_differs;	/* another one is stored */
 	TupleDesc	keys;			/* of group keys without the window, for dead letters */
 	RecordPlace *places;		/* one for each record of the batch */
+	MemoryContext encode_context;	/* what a send function returns has a kilobyte at least: too much for rows that wait */
 
 	TimestampTz begin;			/* windows that begin before it are left out */
 

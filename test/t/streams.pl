@@ -22,7 +22,8 @@ for my $topic (1 .. $topics)
 {
 	my $unit = any(1, 100, 500, 1000);
 	my ($size, $gap, $lateness) = (any(2000, 5000, 7000), any(1000, 2000, 4000), any(0, 0, 1000, 3000, 15_000));
-	my ($partitions, $devices, $spread) = (any(1, 1, 2, 3), any(1, 2, 4), !int rand 4);
+	my $spread = $topic % 5 == 0;
+	my ($partitions, $devices) = ($spread ? any(2, 3) : any(1, 1, 2, 3), any(1, 2, 4));
 	push @topics, [ $topic, $size, any($size, 1000, 1500, 2000), $gap, $lateness ];
 	# 2024-01-01, and somewhere in a day
 	my $now = 1_704_067_200_000 + int(rand 86_400) * 1000;

@@ -55,6 +55,7 @@ typedef struct Timeline
 {
 	NullableDatum *keys;
 	uint32		hash;
+	uint32		round;			/* of RollupEmit(): in which its key was seen last */
 	bool		tangled;		/* sessions that overlap: their key lives in several partitions */
 	int			n;
 	int			size;
@@ -176,8 +177,11 @@ extern void SlidePass(GroupSet *set, GroupWindow *slice, bool first);
 extern void SlideLeave(GroupSet *set, GroupWindow *slice, bool first);
 /* What the slice has passed has to be stored. */
 extern void SlideTouch(GroupSet *set, GroupWindow *slice);
-/* Windows that changed slices belong to and that are not over at this boundary, as a List of WindowGroup in arena. */
-extern List *SlideChanged(GroupSet *set, GroupArena *arena, TimestampTz boundary);
+/*
+ * Windows that changed slices belong to and that are not over at this boundary, as a List of WindowGroup in arena. Behind
+ * the limit the slices of further keys stay pending.
+ */
+extern List *SlideChanged(GroupSet *set, GroupArena *arena, TimestampTz boundary, int limit);
 /* A window of SlideChanged() could not be written: its changed slices stay so. */
 extern void SlidePending(GroupSet *set, WindowGroup *window);
 

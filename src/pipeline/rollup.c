@@ -512,11 +512,13 @@ RollupPlaceRecord(Rollup *rollup, RecordPlace *place, TimestampTz time, Timestam
 			*over = place->first + window->size;
 			return place->first <= place->last;
 		case WINDOW_SLIDE:
+			WindowCheckTime(window, time);
 			*over = WindowTimePlus(time, 1);
 			/* The first window that is wanted may begin just behind the record. */
 			return time >= WindowTimeMinus(rollup->begin, 1);
 		case WINDOW_SESSION:
 			/* A session that begins before the begin is known as such only with its records. */
+			WindowCheckTime(window, time);
 			*over = WindowTimePlus(time, window->over);
 			return true;
 	}
@@ -637,14 +639,17 @@ take_slice_row(Pipeline *pipeline, const Record *record, const RecordPlace *plac
 }
 
 static bool
-take_session_row(Pipeline *pipeline, const Record *record, const RecordPlace *place, const Datum *values, const bool *isnull)
+take_session_row(Pipeline *pipeline, const Record *record, RecordPlace *place, const Datum *values, const bool *isnull)
 {
 	Rollup	   *rollup = pipeline->rollup;
 	TimestampTz time = place->when.time;
 	GroupVerdict verdict = GroupSetAdvanceSession(rollup->groups, &place->when, values, isnull);
 
 	if (verdict != GROUP_TAKEN && !place->noted && time >= rollup->begin)
+	{
 		note_late(pipeline, record, place, verdict, time, time, true, values, isnull);
+		place->noted = true;
+	}
 	return verdict == GROUP_TAKEN;
 }
 
@@ -678,7 +683,8 @@ feed_receive(TupleTableSlot *slot, DestReceiver *self)
 			taken = take_session_row(receiver->pipeline, record, place, slot->tts_values, slot->tts_isnull);
 			break;
 	}
-	place->noted |= place->maybe_late;
+	/* The rows of a record are late together; in sessions each is judged with its key. */
+	place->noted |= place->maybe_late && receiver->kind != WINDOW_SESSION;
 	place->fed = true;
 	place->taken |= taken;
 	return true;

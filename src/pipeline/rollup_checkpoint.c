@@ -216,7 +216,7 @@ collect_changed(Checkpoint *checkpoint)
 	ListCell   *lc;
 
 	if (checkpoint->slides)
-		foreach(lc, SlideChanged(groups, checkpoint->arena, checkpoint->boundary))
+		foreach(lc, SlideChanged(groups, checkpoint->arena, checkpoint->boundary, GROUPS_PER_STEP))
 			add_emission(checkpoint, lfirst(lc));
 	else
 		dlist_foreach(iter, GroupSetChanged(groups))
@@ -411,10 +411,7 @@ static bool
 settle_closing(Checkpoint *checkpoint, Emission *emission)
 {
 	if (emission->result == EMIT_LEFT)
-	{
-		emission->group->pending = true;
 		return false;
-	}
 	if (emission->result == EMIT_FAILED)
 		note_failed_row(checkpoint, emission);
 	else

@@ -606,7 +606,8 @@ make_feed(Compile *compile)
 	if (contain_volatile_functions((Node *) feed))
 		refuse("a windowed pipeline cannot use volatile functions in FROM, WHERE, group keys or arguments of aggregates",
 			   "A batch may run twice; with emit 'final', volatile functions may stand around aggregates in the SELECT list.");
-	return pg_get_querydef(feed, false);
+	/* What a row of a session is depends on those before it, and a join may return them in any order. */
+	return psprintf("%s%s", pg_get_querydef(feed, false), plan->window.kind == WINDOW_SESSION ? " ORDER BY 1" : "");
 }
 
 /* ---------------------------------------------------------------------------

@@ -8,7 +8,7 @@
  *
  * All rows are written at once. If that fails because of a row, the groups are
  * cut in two until the row stands alone; a statement that says that two rows
- * hit one is cut between windows first. Each try is a subtransaction, and a
+ * hit one is cut between windows first, or so that each key comes once. Each try is a subtransaction, and a
  * transaction takes no more than MAX_SAVEPOINTS of them; what is left then waits for the next
  * one, which the caller knows from EMIT_LEFT.
  */
@@ -128,20 +128,40 @@ try_rows(Emitter *emitter, int from, int to)
 
 static void emit_range(Emitter *emitter, int from, int to);
 
-/* Groups [from, to), each window by itself; false if they are all of one window. */
-static bool
-emit_by_window(Emitter *emitter, int from, int to)
+/*
+ * End of the groups from "from" on, before "to", that are of one window or, where each group has its own, of which no two have the
+ * same key.
+ */
+static int
+end_of_run(const Emission *emissions, int from, int to)
 {
-	Emission   *emissions = emitter->emissions;
-	int			next;
+	static uint32 round = 0;
+	int			next = from;
 
-	if (emissions[from].group->window == emissions[to - 1].group->window)
+	round++;
+	for (; next < to; next++)
+	{
+		WindowGroup *group = emissions[next].group;
+
+		if (group->timeline == NULL ? group->window != emissions[from].group->window : group->timeline->round == round)
+			break;
+		if (group->timeline != NULL)
+			group->timeline->round = round;
+	}
+	return next;
+}
+
+/* Groups [from, to) in runs that are unlikely to hit one row twice; false if they are one run. */
+static bool
+emit_by_runs(Emitter *emitter, int from, int to)
+{
+	int			next = end_of_run(emitter->emissions, from, to);
+
+	if (next == to)
 		return false;
 	for (; from < to; from = next)
 	{
-		for (next = from + 1; next < to; next++)
-			if (emissions[next].group->window != emissions[from].group->window)
-				break;
+		next = end_of_run(emitter->emissions, from, to);
 		emit_range(emitter, from, next);
 	}
 	return true;
@@ -177,7 +197,7 @@ emit_range(Emitter *emitter, int from, int to)
 			return;
 		}
 		FreeErrorData(error);
-		if (class == ERROR_SPLIT && emit_by_window(emitter, from, to))
+		if (class == ERROR_SPLIT && emit_by_runs(emitter, from, to))
 			return;
 		middle = from + (to - from) / 2;
 		emit_range(emitter, from, middle);
@@ -238,7 +258,8 @@ RollupRetract(Pipeline *pipeline, Emission *emissions, int n)
 
 /* One group as a row of the function, in the current memory context. */
 static void
-group_as_row(Rollup *rollup, WindowGroup *group, TimestampTz start, TimestampTz end, Datum *values, bool *isnull)
+group_as_row(Rollup *rollup, WindowGroup *group, TimestampTz start, TimestampTz end, bool keys_only,
+			 Datum *values, bool *isnull)
 {
 	GroupLayout *layout = &rollup->plan->layout;
 	int			column = 0;
@@ -251,7 +272,11 @@ group_as_row(Rollup *rollup, WindowGroup *group, TimestampTz start, TimestampTz 
 		isnull[column] = group->keys[i].isnull;
 	}
 	for (int i = 0; i < layout->naggregates; i++, column++)
-		values[column] = GroupFinal(rollup->groups, group, i, &isnull[column]);
+	{
+		/* What deletes a row looks at its window and keys only. */
+		isnull[column] = keys_only;
+		values[column] = keys_only ? (Datum) 0 : GroupFinal(rollup->groups, group, i, &isnull[column]);
+	}
 }
 
 /* finished_groups() RETURNS SETOF record */
@@ -291,7 +316,7 @@ hybridiot_finished_groups(PG_FUNCTION_ARGS)
 			if (own->shown && bounds->start == now.start && bounds->end == now.end)
 				continue;
 			old = MemoryContextSwitchTo(row);
-			group_as_row(own->rollup, group, bounds->start, bounds->end, values, isnull);
+			group_as_row(own->rollup, group, bounds->start, bounds->end, own->shown, values, isnull);
 			MemoryContextSwitchTo(old);
 			tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, isnull);
 			MemoryContextReset(row);

@@ -494,6 +494,7 @@ put_together(GroupSet *set, GroupArena *arena, Timeline *timeline, TimestampTz s
 	{
 		WindowGroup *slice = timeline->groups[i];
 
+		CHECK_FOR_INTERRUPTS();
 		if (slice->window->end > end)
 			continue;
 		if (group == NULL)
@@ -605,29 +606,59 @@ compare_times(const void *a, const void *b)
 	return ta < tb ? -1 : ta > tb;
 }
 
-/* Starts of windows of a timeline that a slice belongs to, or begins; appended to *starts. */
-static void
-append_windows(GroupSet *set, const Timeline *timeline, TimestampTz time, TimestampTz boundary,
-			   TimestampTz **starts, int *n, int *size)
+/* Number of slices of the time of slice at. */
+static int
+same_time(const Timeline *timeline, int at)
 {
-	int64		length = set->spec->size;
-	TimestampTz last = WindowTimePlus(time, length);
+	int			n = 1;
 
-	for (int i = first_at(timeline, WindowTimeMinus(time, length + 1)); i < timeline->n && start_of(timeline, i) <= last; i++)
+	while (at + n < timeline->n && start_of(timeline, at + n) == start_of(timeline, at))
+		n++;
+	return n;
+}
+
+static bool
+any_changed(const Timeline *timeline, int from, int n)
+{
+	for (int i = from; i < from + n; i++)
+		if (timeline->groups[i]->changed)
+			return true;
+	return false;
+}
+
+/*
+ * Starts of the timeline's windows that hold changed slices, or begin behind one, and are not over at this boundary; in starts, which has
+ * room for two a slice. Returns their number. One walk: a window is concerned iff the last changed slice before
+ * its end, or the first one behind its start, lies in it.
+ */
+static int
+changed_windows(GroupSet *set, const Timeline *timeline, TimestampTz boundary, TimestampTz *starts)
+{
+	int64		size = set->spec->size;
+	TimestampTz last = DT_NOBEGIN;
+	int			ahead = 0;
+	int			count = 0;
+	int			n;
+
+	for (int at = 0; at < timeline->n; at += n)
 	{
-		const GroupWindow *slice = timeline->groups[i]->window;
+		const GroupWindow *slice = timeline->groups[at]->window;
+		TimestampTz time = slice->start;
+		bool		changed;
 
-		if (*n + 2 > *size)
-		{
-			*size = Max(64, *size * 2);
-			*starts = *starts == NULL ? palloc(sizeof(TimestampTz) * *size) :
-				repalloc_huge(*starts, sizeof(TimestampTz) * *size);
-		}
-		if (slice->start >= time && ends_window(slice) && WindowTimePlus(slice->start, 1) > boundary)
-			(*starts)[(*n)++] = WindowTimeMinus(slice->start, length);
-		if (slice->start <= time && SliceGoneAt(set, slice) > boundary)
-			(*starts)[(*n)++] = slice->start + 1;
+		n = same_time(timeline, at);
+		changed = any_changed(timeline, at, n);
+		if (changed)
+			last = time;
+		for (ahead = Max(ahead, at + n); ahead < timeline->n && !timeline->groups[ahead]->changed;)
+			ahead++;
+		if (ends_window(slice) && time + 1 > boundary && last >= time - size)
+			starts[count++] = time - size;
+		if (SliceGoneAt(set, slice) > boundary &&
+			(changed || (ahead < timeline->n && start_of(timeline, ahead) <= time + 1 + size)))
+			starts[count++] = time + 1;
 	}
+	return count;
 }
 
 static int
@@ -639,14 +670,31 @@ compare_timelines(const ListCell *a, const ListCell *b)
 	return ta < tb ? -1 : ta > tb;
 }
 
+static List *
+put_changed_together(GroupSet *set, GroupArena *arena, Timeline *timeline, TimestampTz boundary)
+{
+	TimestampTz *starts = palloc_extended(sizeof(TimestampTz) * 2 * timeline->n, MCXT_ALLOC_HUGE);
+	int			n = changed_windows(set, timeline, boundary, starts);
+	List	   *windows = NIL;
+
+	qsort(starts, n, sizeof(TimestampTz), compare_times);
+	for (int i = 0; i < n; i++)
+	{
+		WindowGroup *window = i > 0 && starts[i] == starts[i - 1] ? NULL : put_together(set, arena, timeline, starts[i]);
+
+		if (window != NULL)
+			windows = lappend(windows, window);
+	}
+	pfree(starts);
+	return windows;
+}
+
 List *
-SlideChanged(GroupSet *set, GroupArena *arena, TimestampTz boundary)
+SlideChanged(GroupSet *set, GroupArena *arena, TimestampTz boundary, int limit)
 {
 	List	   *slices = NIL;
 	List	   *windows = NIL;
-	TimestampTz *starts = NULL;
-	int			n = 0;
-	int			size = 0;
+	Timeline   *timeline = NULL;
 	dlist_iter	iter;
 	ListCell   *lc;
 
@@ -656,24 +704,13 @@ SlideChanged(GroupSet *set, GroupArena *arena, TimestampTz boundary)
 	foreach(lc, slices)
 	{
 		WindowGroup *slice = lfirst(lc);
-		ListCell   *next = lnext(slices, lc);
+		bool		next = slice->timeline != timeline;
 
-		CHECK_FOR_INTERRUPTS();
-		append_windows(set, slice->timeline, slice->window->start, boundary, &starts, &n, &size);
-		if (next != NULL && ((WindowGroup *) lfirst(next))->timeline == slice->timeline)
+		slice->pending = list_length(windows) >= limit && next;
+		if (slice->pending || !next)
 			continue;
-		qsort(starts, n, sizeof(TimestampTz), compare_times);
-		for (int i = 0; i < n; i++)
-		{
-			WindowGroup *window;
-
-			if (i > 0 && starts[i] == starts[i - 1])
-				continue;
-			window = put_together(set, arena, slice->timeline, starts[i]);
-			if (window != NULL)
-				windows = lappend(windows, window);
-		}
-		n = 0;
+		timeline = slice->timeline;
+		windows = list_concat(windows, put_changed_together(set, arena, timeline, boundary));
 	}
 	return windows;
 }

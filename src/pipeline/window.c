@@ -20,6 +20,9 @@
 #include "core/compat.h"
 #include "pipeline/window.h"
 
+/* Times and lengths can be added without overflow. */
+#define LONGEST_WINDOW (INT64CONST(365250) * USECS_PER_DAY)
+
 PG_FUNCTION_INFO_V1(hybridiot_tumble);
 PG_FUNCTION_INFO_V1(hybridiot_hop);
 PG_FUNCTION_INFO_V1(hybridiot_slide);
@@ -72,6 +75,10 @@ WindowLength(const Interval *interval, const char *what)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("%s of windows must be greater than zero", what)));
+	if (length > LONGEST_WINDOW)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("%s of windows must not be greater than a thousand years", what)));
 	return length;
 }
 
@@ -135,6 +142,15 @@ WindowStarts(const WindowSpec *spec, TimestampTz ts, TimestampTz *first, Timesta
 	*last = floor_to_step(ts, spec->advance, spec->origin);
 	*first = spec->kind == WINDOW_TUMBLE ? *last : first_hop(ts, spec->size, spec->advance, spec->origin);
 	(void) window_end(*last, spec->size);
+}
+
+void
+WindowCheckTime(const WindowSpec *spec, TimestampTz ts)
+{
+	if (TIMESTAMP_NOT_FINITE(ts) || ts - spec->size < MIN_TIMESTAMP || ts + spec->size + spec->over >= END_TIMESTAMP)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+				 errmsg("the window of this time is out of range")));
 }
 
 void

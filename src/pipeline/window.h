@@ -63,6 +63,9 @@ extern void WindowCheckAdvance(int64 size, int64 advance);
 /* Starts of the first and the last tumbling or hopping window that hold ts; ereport 22008 when an end is out of range. */
 extern void WindowStarts(const WindowSpec *spec, TimestampTz ts, TimestampTz *first, TimestampTz *last);
 
+/* ereport 22008 when the sliding or session window of ts is out of range. */
+extern void WindowCheckTime(const WindowSpec *spec, TimestampTz ts);
+
 /* [start, end) or [start, end] as a tstzrange, palloc'd. */
 extern Datum WindowRange(TimestampTz start, TimestampTz end, bool includes_end);
 

@@ -103,6 +103,7 @@ HAVING = {
 }
 
 
+TOO_MANY = 2
 SITES = {'a': ['north', 'south'], 'b': ['north'], 'c': ['west']}    # the table site, to be joined; some are nowhere
 
 
@@ -116,9 +117,10 @@ class Row:
 
 
 class Statement:
-    def __init__(self, where, keys, aggregates, having, join):
+    def __init__(self, where, keys, aggregates, having, join, checked):
         self.where_sql, self.keys_sql, self.aggregates_sql, self.having_sql = where, keys, aggregates, having
         self.join = join
+        self.checked = checked      # the target refuses rows of more than TOO_MANY records
 
     def but(self, **changes):
         other = copy.copy(self)
@@ -133,6 +135,9 @@ class Statement:
             for aggregate in self.aggregates_sql:
                 AGGREGATES[aggregate]([row])
         return [(row, tuple(KEYS[key](row) for key in self.keys_sql)) for row in rows]
+
+    def refused(self, row):
+        return self.checked and int(row[1 + len(self.keys_sql)]) > TOO_MANY
 
     def row(self, window, taken):
         """The row of a group, or None if HAVING drops it; which records are in it can be told from it."""
@@ -170,7 +175,9 @@ class Case:
         """Its table; one of its own has a name."""
         if self.target_name:
             return self.target_name
-        return 'final' if self.emit == 'final' else f'changes_{len(self.statement.keys_sql)}'
+        if self.emit == 'final':
+            return 'checked' if self.statement.checked else 'final'
+        return f'changes_{len(self.statement.keys_sql)}'
 
     def columns(self):
         s = self.statement
@@ -264,7 +271,8 @@ def generate(seed, kinds):
     # The planner may ask WHERE before it joins: one that fails would fail for rows that are not there.
     where = rng.choice([None, None] + [w for w in WHERE if not (join and w and '/' in w)])
     having = rng.choice([None, None, None] + list(HAVING))
-    case.statement = Statement(where, keys, rng.sample(list(AGGREGATES), rng.randint(0, 3)), having, join)
+    case.statement = Statement(where, keys, rng.sample(list(AGGREGATES), rng.randint(0, 3)), having, join,
+                               case.emit == 'final' and rng.random() < 0.15)
     case.steps = make_steps(rng, case)
     return case
 
@@ -280,6 +288,12 @@ class Feed:
 
     def next_time(self):
         rng, case = self.rng, self.case
+        if case.kind == 'session' and rng.random() < 0.2:
+            # just over the gap, and back into it
+            if rng.random() < 0.5:
+                self.now += case.gap + rng.choice([0, 1, SECOND])
+                return self.now
+            return self.now - case.lateness - rng.randint(0, case.gap // SECOND) * SECOND - rng.choice([0, 1])
         chance = rng.random()
         if chance < 0.06:
             self.now += rng.randint(20, 200) * SECOND
@@ -354,6 +368,7 @@ def generate_steady(seed, kinds):
     case = generate(seed, kinds)
     rng = random.Random(seed)
     case.idle_timeout = 0
+    case.statement.checked = False
     if case.kind == 'session':
         case.statement.keys_sql = [NEVER_NULL[1]]
     feeds = [Feed(rng, case) for _ in range(rng.randint(1, 4))]
@@ -403,6 +418,8 @@ def smaller(case):
         yield but(statement=s.but(aggregates_sql=s.aggregates_sql[:i] + s.aggregates_sql[i + 1:]))
     for i in range(len(s.keys_sql)):
         yield but(statement=s.but(keys_sql=s.keys_sql[:i] + s.keys_sql[i + 1:]))
+    if s.checked:
+        yield but(statement=s.but(checked=False))
     if s.join and OF_JOIN not in s.keys_sql:
         yield but(statement=s.but(join=False))
     if case.emit == 'changes':

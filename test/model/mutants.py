@@ -45,6 +45,12 @@ class LosesOnJump(Model):
             super().close(window, taken)
 
 
+@broken('a finished row that is refused is a dead letter')
+class RefusedIsNothing(Model):
+    def refused(self, window):
+        pass
+
+
 @broken('a window closes later by the lateness')
 class ClosesWithoutLateness(Model):
     def closing_lateness(self):

@@ -3,7 +3,7 @@ import json
 
 import psycopg2
 
-from cases import SITES, STREAMS, interval, log_row, timestamp
+from cases import SITES, STREAMS, TOO_MANY, interval, log_row, timestamp
 
 SETUP = """
 CREATE EXTENSION IF NOT EXISTS hybridiot;
@@ -61,6 +61,8 @@ class Player:
         self.cursor.execute('INSERT INTO site VALUES ' + ', '.join(
             f"('{k}', '{site}')" for k, sites in SITES.items() for site in sites))
         self.create_target('final', None)
+        self.create_target('checked', None)
+        self.cursor.execute(f'ALTER TABLE checked ADD CHECK (n <= {TOO_MANY})')
         for keys in range(3):
             self.create_target(f'changes_{keys}', keys)
 

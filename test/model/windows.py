@@ -310,8 +310,16 @@ class Model:
 
     def close(self, window, taken):
         row = self.statement.row(window, taken)
-        if row is not None:
+        if row is None:
+            return
+        if self.statement.refused(row):
+            self.refused(window)
+        else:
             self.rows.append(row)
+
+    def refused(self, window):
+        """A finished row that cannot be written is a dead letter without a record."""
+        self.letters.append((None, None, 'rejected', None, window.text()))
 
     # ------------------------------------------------------------ what there is
 

@@ -14,7 +14,7 @@ from cases import generate_steady, interval
 from windows import Model
 
 LOST = (None, '57P01', '57P02', '57P03')    # errors of a connection that goes down with the server
-PATIENCE = 60                   # seconds until a pipeline must be where the model is
+PATIENCE = 60                   # seconds until pipelines must be where the model is
 
 
 class Siege:
@@ -97,26 +97,24 @@ class Siege:
         model.run(None, int(time.time() * 1000000))
         return model.seen()
 
-    def outcome(self, number, case):
-        """None, or what differs after all patience."""
+    def outcome(self, number, case, end):
+        """What must be there, and what is, once it is that or the patience ended."""
         expected = self.expected(case)
-        end = time.monotonic() + PATIENCE
         while True:
             what = self.sql(f"SELECT state('siege_{number}') || jsonb_build_object('rows', rows_{case.target()}())")[0][0]
             got = self.player.plain(case, what)
-            if got == expected:
-                return None
-            if time.monotonic() > end:
-                return [f'{w}: expected {expected[w]}, got {got[w]}' for w in expected if expected[w] != got[w]]
+            if got == expected or time.monotonic() > end:
+                return case, expected, got
             time.sleep(0.05)
 
     def run(self, kills):
-        """(kills done, [(case, what differs)])"""
+        """(kills done, [(case, expected, got)])"""
         for number, case in enumerate(self.cases):
             self.begin(number, case)
         done = self.feed(kills)
-        said = [(case, self.outcome(n, case)) for n, case in enumerate(self.cases)]
+        end = time.monotonic() + PATIENCE
+        outcomes = [self.outcome(number, case, end) for number, case in enumerate(self.cases)]
         for number in range(len(self.cases)):
             self.sql(f"""DO $$ BEGIN
                 PERFORM hybridiot.drop_pipeline(name) FROM hybridiot.pipeline WHERE name = 'siege_{number}'; END $$""")
-        return done, [(case, differs) for case, differs in said if differs]
+        return done, outcomes

@@ -151,8 +151,14 @@ class Statement:
 
 # ---------------------------------------------------------------- a case
 
+KEEP = 10 ** 9 * SECOND        # keep_closed
+
+
 class Case:
-    """steps: ('put', [Record]), ('run', max_records or None, clock, fate); fate: 'commit', 'rollback' or 'reconnect'."""
+    """steps: ('put', [Record]), ('run', max_records or None, clock, fate), ('reopen',).
+
+    fate: 'commit', 'rollback' or 'reconnect'.
+    """
 
     target_name = None
 
@@ -175,7 +181,7 @@ class Case:
         """Its table; one of its own has a name."""
         if self.target_name:
             return self.target_name
-        if self.emit == 'final':
+        if self.emit == 'final' and not self.reopens:
             return 'checked' if self.statement.checked else 'final'
         return f'changes_{len(self.statement.keys_sql)}'
 
@@ -200,14 +206,14 @@ class Case:
         sql += f" GROUP BY {', '.join(str(n + 1) for n in range(number_of_keys))}"
         if s.having_sql:
             sql += f' HAVING {s.having_sql}'
-        if self.emit == 'changes':
+        if self.emit == 'changes' or self.reopens:
             sql += (f" ON CONFLICT ({', '.join(columns[:number_of_keys])}) DO UPDATE SET " +
                     ', '.join(f'{c} = excluded.{c}' for c in columns[number_of_keys:]))
         return sql
 
     def options_sql(self):
         return (f"lateness => '{interval(self.lateness)}', idle_timeout => '{interval(self.idle_timeout)}', "
-                f"emit => '{self.emit}', batch_rows => {self.batch_rows}, enabled => false")
+                f"emit => '{self.emit}', keep_closed => '{interval(KEEP if self.reopens else 0)}', batch_rows => {self.batch_rows}, enabled => false")
 
     def describe(self):
         lines = [self.statement_sql(), self.options_sql() + f', max_future {self.max_future / SECOND:g} s']
@@ -215,6 +221,8 @@ class Case:
             if step[0] == 'put':
                 lines += [f'  put {r.partition}/{r.offset} {r.kind} at {self.seconds(r.time)} k={r.k} v={r.v}'
                           for r in step[1]]
+            elif step[0] == 'reopen':
+                lines.append('  reopen all')
             else:
                 lines.append(f'  run max_records={step[1]} clock={self.seconds(step[2])} {step[3]}')
         return lines
@@ -262,9 +270,10 @@ def generate(seed, kinds):
     case.stream = rng.choice(['near', 'far', 'far', 'far'])
     case.max_future = STREAMS[case.stream]
     case.emit = rng.choice(['final', 'changes'])
+    case.reopens = case.kind != 'slide' and rng.random() < 0.15
     # A join makes several rows of a record, or none. Not of sessions, where each may have another key and fate.
     join = case.kind != 'session' and rng.random() < 0.2
-    keys = [key for key in (NEVER_NULL if case.emit == 'changes' else KEYS) if key != OF_JOIN] + [OF_JOIN] * join
+    keys = [key for key in (NEVER_NULL if case.emit == 'changes' or case.reopens else KEYS) if key != OF_JOIN] + [OF_JOIN] * join
     keys = rng.sample(keys, rng.choice([0, 1, 1, 1, 2]))
     if case.kind == 'session' and rng.random() < 0.6:
         keys = [NEVER_NULL[1]]      # a key lives in one partition
@@ -272,7 +281,7 @@ def generate(seed, kinds):
     where = rng.choice([None, None] + [w for w in WHERE if not (join and w and '/' in w)])
     having = rng.choice([None, None, None] + list(HAVING))
     case.statement = Statement(where, keys, rng.sample(list(AGGREGATES), rng.randint(0, 3)), having, join,
-                               case.emit == 'final' and rng.random() < 0.15)
+                               case.emit == 'final' and not case.reopens and rng.random() < 0.15)
     case.steps = make_steps(rng, case)
     return case
 
@@ -353,13 +362,19 @@ def make_steps(rng, case):
         for _ in range(rng.choice([0, 1, 1, 1, 1, 2])):
             steps.append(('run', rng.choice([None, None, None, 1, 2, 3, 5]), clock,
                           rng.choice(['commit'] * 20 + ['rollback'] * 4 + ['reconnect'])))
-    if rng.random() < 0.5:
+    if case.reopens or rng.random() < 0.5:
         clock += rng.choice([0, 1, 5]) * SECOND
         horizon = max(f.now for f in feeds) + 500 * SECOND
+        if case.reopens or rng.random() < 0.5:
+            # far behind everything; else some may be from the future
+            horizon += 10000 * SECOND
+            clock = max(clock, horizon)
         steps.append(('put', [Record(p, f.offset, 'good', horizon, 'z', 5) for p, f in enumerate(feeds)]))
         for f in feeds:
             f.offset += 1
     steps.append(('run', None, clock, 'commit'))
+    if case.reopens:
+        steps.append(('reopen',))
     return steps
 
 
@@ -368,7 +383,7 @@ def generate_steady(seed, kinds):
     case = generate(seed, kinds)
     rng = random.Random(seed)
     case.idle_timeout = 0
-    case.statement.checked = False
+    case.reopens = case.statement.checked = False
     if case.kind == 'session':
         case.statement.keys_sql = [NEVER_NULL[1]]
     feeds = [Feed(rng, case) for _ in range(rng.randint(1, 4))]
@@ -397,12 +412,15 @@ def smaller(case):
         return [('put', [r for j, r in enumerate(step[1]) if (i, j) not in gone]) if step[0] == 'put' else step
                 for i, step in enumerate(case.steps)]
 
+    if case.reopens:
+        # The last step but two closes what is to be reopened.
+        places = [(i, j) for i, j in places if i < len(case.steps) - 3]
     size = len(places) // 2
     while size >= 1:
         for first in range(0, len(places), size):
             yield but(steps=without(set(places[first:first + size])))
         size //= 2
-    for i in range(len(case.steps)):
+    for i in range(len(case.steps) - 3 * case.reopens):
         yield but(steps=case.steps[:i] + case.steps[i + 1:])
     for i, step in enumerate(case.steps):
         if step[0] == 'run' and step[3] != 'commit':
@@ -422,7 +440,7 @@ def smaller(case):
         yield but(statement=s.but(checked=False))
     if s.join and OF_JOIN not in s.keys_sql:
         yield but(statement=s.but(join=False))
-    if case.emit == 'changes':
+    if case.emit == 'changes' and not case.reopens:
         yield but(emit='final')
     for option, plain in (('lateness', 0), ('idle_timeout', 0), ('origin', 0), ('batch_rows', 1000)):
         if getattr(case, option) != plain:

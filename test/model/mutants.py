@@ -2,6 +2,8 @@
 
 A test that lets one pass does not test that rule.
 """
+import copy
+
 from windows import Model, Rejected, later
 
 ALL = 'tumble hop slide session'
@@ -278,3 +280,19 @@ class SlideStep(Model):
 class SlideAllOrNothing(Model):
     def is_in_slide(self, taken, window):
         return window.start <= taken.row.time <= window.end
+
+
+@broken('reopening counts every late record', 'tumble hop session')
+class ReopensWithoutOne(Model):
+    def reopen(self):
+        self.late = self.late[:-1]
+        super().reopen()
+
+
+@broken('a late record connects the sessions that it touches', 'session')
+class ReopensAlone(Model):
+    def reopen(self):
+        gap, self.spec = self.spec.gap, copy.copy(self.spec)
+        self.spec.gap = -1
+        super().reopen()
+        self.spec.gap = gap

@@ -105,6 +105,10 @@ class Player:
                 if step[1]:
                     parts.append(self.put(step[1]))
                 continue
+            if step[0] == 'reopen':
+                parts.append(f"""BEGIN; SELECT hybridiot.reopen_window(name, tstzrange('1900-01-01', closed_before, '[]'))
+                    FROM hybridiot.pipeline; INSERT INTO seen VALUES ({number}, NULL, {self.what(case)}); COMMIT;""")
+                continue
             _, max_records, clock, fate = step
             run = (f"hybridiot.run_pipeline('p', {'NULL' if max_records is None else max_records}, "
                    f"'{timestamp(clock)}')")

@@ -57,6 +57,8 @@ class Model:
         self.taken = []             # every record that counted and may still be in an open window
         self.rows = []              # of closed windows
         self.letters = []           # dead letters
+        self.finished = []          # closed groups: (window, [taken])
+        self.late = []              # rows that came too late, and for which window: (window, taken)
 
     # ------------------------------------------------------------ the log
 
@@ -176,6 +178,7 @@ class Model:
                 self.taken.append((window, Taken(row, keys, None)))
             else:
                 self.letter(row, 'late', cause or None, window)
+                self.late.append((window, Taken(row, keys, None)))
 
     take_hop = take_tumble
 
@@ -224,8 +227,9 @@ class Model:
                                      max([row.time] + [w.end for w in touched]))
         cause = self.late_cause(partition, merged)
         if cause is not None:
-            self.letter(row, 'late', cause or self.session_cause(row, keys),
-                        self.session_window(row.time, row.time))
+            alone = self.session_window(row.time, row.time)
+            self.letter(row, 'late', cause or self.session_cause(row, keys), alone)
+            self.late.append((alone, Taken(row, keys, None)))
             return
         self.taken = [(merged if w in touched else w, t) for w, t in self.taken]
         self.taken.append((merged, Taken(row, keys, None)))
@@ -309,6 +313,7 @@ class Model:
         return (window.last if window else taken.row.time + 1 + self.spec.size) < self.closed
 
     def close(self, window, taken):
+        self.finished.append((window, taken))
         row = self.statement.row(window, taken)
         if row is None:
             return
@@ -320,6 +325,26 @@ class Model:
     def refused(self, window):
         """A finished row that cannot be written is a dead letter without a record."""
         self.letters.append((None, None, 'rejected', None, window.text()))
+
+    # ------------------------------------------------------------ reopening
+
+    def reopen(self):
+        """All late records are folded into the closed windows (they are late for none that is open)."""
+        for window, taken in self.late:
+            if self.spec.kind == 'session':
+                touched = [g for g in self.finished
+                           if g[1][0].keys == taken.keys and self.touches(g[0], taken.row.time)]
+            else:
+                touched = [g for g in self.finished if g[1][0].keys == taken.keys and g[0].start == window.start]
+            merged = [window] + [w for w, _ in touched]
+            if self.spec.kind == 'session':
+                window = self.session_window(min(w.start for w in merged), max(w.end for w in merged))
+            self.finished = [g for g in self.finished if g not in touched]
+            self.finished.append((window, [t for _, inside in touched for t in inside] + [taken]))
+        rows = [self.statement.row(window, taken) for window, taken in self.finished]
+        self.rows = [row for row in rows if row is not None]
+        self.letters = [letter for letter in self.letters if letter[2] != 'late']
+        self.late = []
 
     # ------------------------------------------------------------ what there is
 

@@ -182,6 +182,7 @@ retry_records(Pipeline *pipeline, TimestampTz since)
 	Rollup	   *rollup = pipeline->rollup;
 	int			n;
 	DeadLetterPlace *places = CatalogLockDeadLetters(pipeline->def->id, since, pipeline->context, &n);
+	bool		any = false;
 
 	if (n == 0)
 		return 0;
@@ -189,10 +190,13 @@ retry_records(Pipeline *pipeline, TimestampTz since)
 	fold.positions = CatalogReadPositions(pipeline->def->id, pipeline->context, &fold.npositions);
 	qsort_arg(fold.positions, fold.npositions, sizeof(PositionRow), compare_positions, pipeline->stream);
 	fold.closed = Max(rollup->closed,
-						 WindowTimeMinus(rollup->watermark, pipeline->def->options.lateness_us));
+					  WindowTimeMinus(rollup->watermark, pipeline->def->options.lateness_us));
 	FoldRecords(&fold);
 	FoldSettle(&fold);
-	checkpoint(&fold);
+	for (int i = 0; i < n; i++)
+		any |= fold.goes[i];
+	if (any)
+		checkpoint(&fold);
 	return fold.taken;
 }
 

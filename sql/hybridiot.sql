@@ -239,6 +239,14 @@ LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_run_pipelin
 COMMENT ON FUNCTION hybridiot.run_pipeline(pg_catalog.name, pg_catalog.int8, pg_catalog.timestamptz) IS
 'runs a pipeline in this session and transaction up to the present end of its stream, or max_records further; wall_clock stands in for the clock. Returns the number of records read. Raises 55006 while a worker has the pipeline';
 
+CREATE FUNCTION hybridiot.verify_pipeline(
+	name pg_catalog.name,
+	source pg_catalog.regclass
+) RETURNS TABLE (difference pg_catalog.text, during pg_catalog.tstzrange, "row" pg_catalog.jsonb)
+LANGUAGE C STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_verify_pipeline';
+COMMENT ON FUNCTION hybridiot.verify_pipeline(pg_catalog.name, pg_catalog.regclass) IS
+'runs a windowed pipeline''s statement over a table that has the records of its stream, with their partition and offset, and returns how the target differs in closed windows: rows that are missing there, and unexpected ones. Late and failed ones, as dead letters say, are left out. Read-only, one snapshot, as the owner, who needs SELECT on both. Needs membership in the owner (42501); 42704 if there is no such pipeline, 42703 and 42804 for columns of the source, 0A000 for what cannot be compared';
+
 CREATE FUNCTION hybridiot.retry_dead_letters(
 	name pg_catalog.name,
 	since pg_catalog.timestamptz DEFAULT NULL

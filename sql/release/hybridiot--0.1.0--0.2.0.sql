@@ -198,3 +198,11 @@ CREATE FUNCTION hybridiot.reopen_window(name pg_catalog.name, during pg_catalog.
 LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_reopen_window';
 COMMENT ON FUNCTION hybridiot.reopen_window(pg_catalog.name, pg_catalog.tstzrange) IS
 'folds late records of closed windows that overlap during into corrected rows, in this transaction, and returns how many; their dead letters go. Needs keep_closed. Raises 55000 for windows that are open or not kept any more, 22023 for an empty or unbounded range, 0A000 for statements that command devices, 42809 for pipelines without windows, 42704, 42501';
+
+CREATE FUNCTION hybridiot.verify_pipeline(
+	name pg_catalog.name,
+	source pg_catalog.regclass
+) RETURNS TABLE (difference pg_catalog.text, during pg_catalog.tstzrange, "row" pg_catalog.jsonb)
+LANGUAGE C STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_verify_pipeline';
+COMMENT ON FUNCTION hybridiot.verify_pipeline(pg_catalog.name, pg_catalog.regclass) IS
+'runs a windowed pipeline''s statement over a table that has the records of its stream, with their partition and offset, and returns how the target differs in closed windows: rows that are missing there, and unexpected ones. Late and failed ones, as dead letters say, are left out. Read-only, one snapshot, as the owner, who needs SELECT on both. Needs membership in the owner (42501); 42704 if there is no such pipeline, 42703 and 42804 for columns of the source, 0A000 for what cannot be compared';

@@ -178,11 +178,11 @@ required_name(FunctionCallInfo fcinfo)
 	return pstrdup(NameStr(*PG_GETARG_NAME(ARG_NAME)));
 }
 
-PipelineDefinition *
-PipelineOfCaller(FunctionCallInfo fcinfo)
+static PipelineDefinition *
+pipeline_of_caller(FunctionCallInfo fcinfo, bool lock)
 {
 	char	   *name = required_name(fcinfo);
-	PipelineDefinition *def = CatalogReadPipelineByName(name, true, CurrentMemoryContext);
+	PipelineDefinition *def = CatalogReadPipelineByName(name, lock, CurrentMemoryContext);
 
 	/* Others' pipelines are not there, as far as the caller can tell from the views. */
 	if (def == NULL)
@@ -195,6 +195,18 @@ PipelineOfCaller(FunctionCallInfo fcinfo)
 				 errmsg("permission denied for pipeline \"%s\"", name),
 				 errhint("Only members of its owner may do this.")));
 	return def;
+}
+
+PipelineDefinition *
+PipelineOfCaller(FunctionCallInfo fcinfo)
+{
+	return pipeline_of_caller(fcinfo, true);
+}
+
+PipelineDefinition *
+PipelineToRead(FunctionCallInfo fcinfo)
+{
+	return pipeline_of_caller(fcinfo, false);
 }
 
 /* ---- SQL functions ---- */

@@ -101,6 +101,8 @@ extern PartitionState *PipelinePartition(Pipeline *pipeline, const Record *recor
  * the caller is no member of its owner.
  */
 extern PipelineDefinition *PipelineOfCaller(FunctionCallInfo fcinfo);
+/* The same without a lock, for who changes nothing. */
+extern PipelineDefinition *PipelineToRead(FunctionCallInfo fcinfo);
 
 /* ---- pipeline.c: opening, positions ---- */
 

@@ -606,8 +606,10 @@ make_feed(Compile *compile)
 	if (contain_volatile_functions((Node *) feed))
 		refuse("a windowed pipeline cannot use volatile functions in FROM, WHERE, group keys or arguments of aggregates",
 			   "A batch may run twice; with emit 'final', volatile functions may stand around aggregates in the SELECT list.");
+	plan->feed_tree = feed;
 	/* What a row of a session is depends on those before it, and a join may return them in any order. */
-	return psprintf("%s%s", pg_get_querydef(feed, false), plan->window.kind == WINDOW_SESSION ? " ORDER BY 1" : "");
+	return psprintf("%s%s", pg_get_querydef(copyObject(feed), false),
+					plan->window.kind == WINDOW_SESSION ? " ORDER BY 1" : "");
 }
 
 /* ---------------------------------------------------------------------------
@@ -800,6 +802,9 @@ RollupCompile(Query *query, Oid stream, const char *rewriting)
 	if (rewriting)
 		RollupCompileRewriting(&compile, finish);
 	source->subquery = finish;
+	plan->stream_rti = compile.stream_rti;
+	plan->aggregates = compile.aggregates;
+	plan->finish_tree = query;
 	plan->finish = pg_get_querydef(copyObject(query), false);
 	return plan;
 }

@@ -28,6 +28,12 @@ typedef struct RollupPlan
 	char	   *finish;
 	char	   *prune;			/* NULL: nothing ever has to go */
 	char	   *retract;		/* emit 'changes' of sessions, whose windows change; else NULL */
+
+	/* The same as trees, for who puts something else in the place of the stream and of finished_groups() (verify_oracle.c). */
+	int			stream_rti;		/* the stream in feed_tree */
+	Query	   *feed_tree;
+	List	   *aggregates;		/* of Aggref, as in layout */
+	Query	   *finish_tree;	/* the INSERT; range table entry 1 of its subquery is finished_groups() */
 } RollupPlan;
 
 /*

@@ -235,6 +235,8 @@ cmp_ok($check{compared}, '>', 0, 'with windows in them');
 is($check{wrong}, 0, 'in every snapshot rows were the records below the positions, and windows what SQL says of them');
 
 is($node->safe_psql('test', 'SELECT * FROM wrong LIMIT 10'), '', 'so they are at the end');
+is($node->safe_psql('test', q{SELECT v.* FROM unnest('{closed,open}'::name[]) AS p (name), hybridiot.verify_pipeline(p.name, 'raw') AS v LIMIT 10}), '',
+	'which verify_pipeline says, too');
 is($node->safe_psql('test', 'SELECT count(*), count(DISTINCT (part, pos)), count(DISTINCT n) FROM raw'),
 	"$records|$records|$records", 'nothing is lost, nothing doubled');
 is($node->safe_psql('test', 'SELECT count(*) FROM ((TABLE closed EXCEPT ALL TABLE open) UNION ALL (TABLE open EXCEPT ALL TABLE closed)) d'),

@@ -282,6 +282,8 @@ CREATE VIEW otherwise AS SELECT device::varchar, ts, part, "offset" FROM raw;
 SELECT * FROM hybridiot.verify_pipeline('p', 'otherwise');
 CREATE VIEW placeless AS SELECT device, ts FROM raw;
 SELECT * FROM hybridiot.verify_pipeline('p', 'placeless');
+CREATE VIEW misplaced AS SELECT device, ts, part, "offset"::text FROM raw;
+SELECT * FROM hybridiot.verify_pipeline('p', 'misplaced');
 SELECT hybridiot.drop_pipeline('p');
 CREATE TABLE latest (device text PRIMARY KEY, during tstzrange, n bigint);
 SELECT hybridiot.create_pipeline('p', $$ INSERT INTO latest SELECT device, hybridiot.tumble(ts, '10 s'), count(*) FROM s GROUP BY 1, 2 ON CONFLICT (device) DO UPDATE SET during = excluded.during, n = excluded.n $$, enabled => false);

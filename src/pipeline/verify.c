@@ -158,11 +158,26 @@ map_column(Mapping *mapping, AttrNumber attnum)
 static char *
 map_place(Mapping *mapping, const char *what)
 {
+	Oid			source = RelationGetRelid(mapping->source);
 	AttrNumber	attnum = metadata_column(mapping->stream, what);
+	const char *name = attnum != 0 ? get_attname(RelationGetRelid(mapping->stream), attnum, false) : what;
+	bool		number = strcmp(what, "partition") == 0 || strcmp(what, "offset") == 0;
+	Oid			type;
 
-	if (attnum != 0 && get_attnum(RelationGetRelid(mapping->source), get_attname(RelationGetRelid(mapping->stream), attnum, false)) > 0)
-		return source_column(get_attname(RelationGetRelid(mapping->stream), attnum, false));
-	return get_attnum(RelationGetRelid(mapping->source), what) > 0 ? source_column(what) : NULL;
+	if (get_attnum(source, name) <= 0)
+		name = what;
+	if (get_attnum(source, name) <= 0)
+		return NULL;
+	type = get_atttype(source, get_attnum(source, name));
+	if (number ? type != INT4OID && type != INT8OID && type != INT2OID :
+		type != (strcmp(what, "topic") == 0 ? TEXTOID : TIMESTAMPTZOID))
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("column \"%s\" of \"%s\", the %s of records, is of type %s", name,
+						RelationGetRelationName(mapping->source), what, format_type_be(type)),
+				 errhint("Let source be a view that casts it to %s.",
+						 number ? "bigint" : strcmp(what, "topic") == 0 ? "text" : "timestamptz")));
+	return source_column(name);
 }
 
 static char *

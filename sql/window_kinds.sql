@@ -180,6 +180,18 @@ SELECT count(*) FROM hybridiot.window_group;
 SELECT hybridiot.drop_pipeline('p'), forget();
 TRUNCATE t;
 
+-- From a start in event time on: windows that begin before it are neither written nor missed.
+SELECT put(0, 'a', 15, 12, 24, 13, 60);
+UPDATE log SET "timestamp" = (convert_from(value, 'UTF8')::jsonb ->> 'ts')::timestamptz;
+SELECT hybridiot.create_pipeline('p', $$
+	INSERT INTO t SELECT hybridiot.slide(ts, '10 s'), device, count(*), min(temp), max(temp) FROM s GROUP BY 1, 2 $$,
+	start_at => '2024-01-01 00:00:10+00', enabled => false);
+SELECT run('p');
+SELECT * FROM rows;
+SELECT * FROM late;
+SELECT hybridiot.drop_pipeline('p'), forget();
+TRUNCATE t;
+
 -- A jump closes all in the order in which they are over: a late record counts behind an earlier one, and a window that both ends at
 -- one record and begins behind another is written once.
 SELECT hybridiot.create_pipeline('p', $$

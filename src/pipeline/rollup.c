@@ -632,7 +632,9 @@ take_slice_row(Pipeline *pipeline, const Record *record, const RecordPlace *plac
 	GroupVerdict verdict = GroupSetAdvanceSlice(rollup->groups, &place->when, &from, values, isnull);
 	bool		none = from == DT_NOEND;
 
-	if (verdict != GROUP_TAKEN && !place->noted && time >= rollup->begin)
+	/* Windows that begin before the pipeline's begin are nobody's: for them nothing is late. */
+	if (verdict != GROUP_TAKEN && !place->noted && time >= rollup->begin &&
+		(none || from > WindowTimePlus(rollup->begin, size)))
 		note_late(pipeline, record, place, verdict, WindowTimeMinus(time, size),
 				  none ? WindowTimePlus(time, size) : from, none, values, isnull);
 	return !none;

@@ -125,9 +125,10 @@ refused('publishing comes later', <<~'END', '0A000', 'Publishing to streams is n
 	  INSERT INTO iot_temperature_max (window_start, device, max_temp)
 	  SELECT lower(hybridiot.tumble(ts, '5 s')), device, max(temp) FROM telemetry GROUP BY hybridiot.tumble(ts, '5 s'), device $$);
 	END
-refused('so do other windows', <<~'END', '0A000', '\w');
+type('hopping windows', <<~'END');
+	CREATE TABLE hop_max (during tstzrange, max_temp float8);
 	SELECT hybridiot.create_pipeline('hops', $$
-	  INSERT INTO site_max (during, max_temp) SELECT w, max(t.temp) FROM telemetry t, hybridiot.hop(ts, '1 min', '10 s') AS w GROUP BY w $$);
+	  INSERT INTO hop_max (during, max_temp) SELECT w, max(t.temp) FROM telemetry t, hybridiot.hop(ts, '10 s', '5 s') AS w GROUP BY w $$);
 	END
 
 # Devices, then readings: three devices of two sites, 12 s of them, one of them hot.
@@ -158,6 +159,8 @@ poll_is($node, q(SELECT extract(second FROM lower(during))::int, site_id, max_te
 # Silence closes what is open, after idle_timeout.
 poll_is($node, q(SELECT extract(second FROM lower(during))::int, site_id, max_temp, n FROM site_max ORDER BY 1, 2),
 	"0|1|85|20\n0|2|23.9|10\n10|1|23.9|20\n10|2|24.9|10\n20|1|24.9|20\n20|2|25.9|10", 'final rows come when windows close');
+poll_is($node, q(SELECT extract(epoch FROM lower(during) - '2026-01-01Z')::int, max_temp FROM hop_max ORDER BY 1),
+	"-5|23.4\n0|85\n5|85\n10|24.9\n15|25.4\n20|25.9\n25|25.9", 'hopping ones, too');
 poll_is($node, 'SELECT device, max_temp FROM alarm', 'press-2|85', 'one alarm');
 poll_is($node, q(SELECT c.device, c.command, c.sender, c.state, c.status FROM alarm a JOIN hybridiot.command c ON c.id = a.command_id),
 	'press-2|fan|engineer|succeeded|200', 'its command was executed and answered');

@@ -11,7 +11,8 @@ $node->safe_psql('test', <<~'END');
 	CREATE TABLE log (partition int, "offset" bigint, "timestamp" timestamptz, key bytea, value bytea, headers jsonb);
 	CREATE FOREIGN TABLE telemetry (n int, at timestamptz OPTIONS (metadata 'timestamp')) SERVER log
 		OPTIONS (topic 't', source 'public.log', event_time 'at');
-	INSERT INTO log SELECT 0, n, now() - interval '1 min' + n * interval '1 s', NULL, convert_to(format('{"n": %s}', n), 'UTF8')
+	-- the last record begins a window, which silence then closes after its whole length
+	INSERT INTO log SELECT 0, n, date_bin('5 s', now(), '1970-01-01Z') + (n - 59) * interval '1 s', NULL, convert_to(format('{"n": %s}', n), 'UTF8')
 		FROM generate_series(0, 59) n;
 	CREATE TABLE total (during tstzrange, n bigint, sum bigint);
 	SELECT hybridiot.create_pipeline('total',

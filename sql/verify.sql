@@ -125,7 +125,9 @@ UPDATE floats SET exact = exact + 1e-30 WHERE device = 'a';
 UPDATE floats SET mean = 'Infinity' WHERE device = 'b';
 UPDATE floats SET total = 0 WHERE device = 'c';
 UPDATE floats SET shape = '{"n" : 2}' WHERE device = 'd';
-SELECT difference, columns ->> 'device' AS device, columns - 'device' - 'small' AS columns FROM verify('floats') ORDER BY 2, 1;
+-- what the sums of a are depends on the order of addition, that is on the plan
+SELECT difference, columns ->> 'device' AS device,
+	columns - 'device' - 'small' - CASE difference WHEN 'missing' THEN '{mean,total}' ELSE '{}' END::text[] AS columns FROM verify('floats') ORDER BY 2, 1;
 SELECT hybridiot.drop_pipeline('floats'), forget();
 
 -- Records that were set aside: undecodable, of the future, rejected; rows that failed. The source may have them or not.

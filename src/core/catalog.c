@@ -142,6 +142,31 @@ CatalogExecute(CatalogQuery *query, Datum *values, const char *nulls, long limit
 	return SPI_processed;
 }
 
+uint64
+CatalogRun(CatalogQuery *query, Datum *values, const char *nulls)
+{
+	CatalogScope scope;
+	uint64		rows;
+
+	CatalogEnter(&scope);
+	rows = CatalogExecute(query, values, nulls, 0);
+	CatalogLeave(&scope);
+	return rows;
+}
+
+Datum
+CatalogIdArray(const int64 *ids, int n)
+{
+	Datum	   *elements = palloc_extended(sizeof(Datum) * Max(n, 1), MCXT_ALLOC_HUGE);
+	Datum		array;
+
+	for (int i = 0; i < n; i++)
+		elements[i] = Int64GetDatum(ids[i]);
+	array = PointerGetDatum(construct_array(elements, n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	pfree(elements);
+	return array;
+}
+
 Datum
 CatalogColumn(uint64 row, int column, bool *isnull)
 {
@@ -350,7 +375,6 @@ CatalogUpdatePipeline(PipelineDefinition *def)
 		" notify = $21, failure = NULL WHERE id = $22",
 		.nargs = 22,.argtypes = {PIPELINE_ARGTYPES, INT4OID}
 	};
-	CatalogScope scope;
 	Datum		values[24];
 	char		nulls[25];
 	NameData	names[3];
@@ -359,9 +383,7 @@ CatalogUpdatePipeline(PipelineDefinition *def)
 	values[n] = Int32GetDatum(def->id);
 	nulls[n] = ' ';
 	nulls[n + 1] = '\0';
-	CatalogEnter(&scope);
-	CatalogExecute(&query, values, nulls, 0);
-	CatalogLeave(&scope);
+	CatalogRun(&query, values, nulls);
 }
 
 uint64
@@ -416,14 +438,9 @@ CatalogSetFailure(int32 id, int32 seeks, const char *reason)
 		.sql = "UPDATE hybridiot.pipeline_definition SET failure = $2 WHERE id = $1 AND $3 IN (-1, seeks)",
 		.nargs = 3,.argtypes = {INT4OID, TEXTOID, INT4OID}
 	};
-	CatalogScope scope;
 	Datum		values[] = {Int32GetDatum(id), CStringGetTextDatum(reason), Int32GetDatum(seeks)};
-	bool		set;
 
-	CatalogEnter(&scope);
-	set = CatalogExecute(&query, values, NULL, 0) == 1;
-	CatalogLeave(&scope);
-	return set;
+	return CatalogRun(&query, values, NULL) == 1;
 }
 
 bool
@@ -433,14 +450,9 @@ CatalogLockPipeline(const PipelineDefinition *def)
 		.sql = "SELECT 1 FROM hybridiot.pipeline_definition WHERE id = $1 AND seeks = $2 FOR SHARE",
 		.nargs = 2,.argtypes = {INT4OID, INT4OID}
 	};
-	CatalogScope scope;
 	Datum		values[] = {Int32GetDatum(def->id), Int32GetDatum(def->seeks)};
-	bool		same;
 
-	CatalogEnter(&scope);
-	same = CatalogExecute(&query, values, NULL, 0) == 1;
-	CatalogLeave(&scope);
-	return same;
+	return CatalogRun(&query, values, NULL) == 1;
 }
 
 int32 *
@@ -750,16 +762,13 @@ CatalogWriteProgress(int32 id, const WindowProgress *progress)
 		" kept_after = excluded.kept_after",
 		.nargs = 4,.argtypes = {INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID}
 	};
-	CatalogScope scope;
 	Datum		values[4] = {Int32GetDatum(id)};
 	char		nulls[5] = "    ";
 
 	set_nullable(values, nulls, 1, TimestampTzGetDatum(progress->watermark), progress->watermark == DT_NOBEGIN);
 	set_nullable(values, nulls, 2, TimestampTzGetDatum(progress->closed_before), progress->closed_before == DT_NOBEGIN);
 	values[3] = TimestampTzGetDatum(progress->kept_after);
-	CatalogEnter(&scope);
-	CatalogExecute(&query, values, nulls, 0);
-	CatalogLeave(&scope);
+	CatalogRun(&query, values, nulls);
 }
 
 /* ---- records set aside in a row ---- */
@@ -791,10 +800,7 @@ CatalogWriteErrorsInRow(int32 id, int member, int in_row)
 		" ON CONFLICT (pipeline, member) DO UPDATE SET in_row = excluded.in_row",
 		.nargs = 3,.argtypes = {INT4OID, INT4OID, INT4OID}
 	};
-	CatalogScope scope;
 	Datum		values[] = {Int32GetDatum(id), Int32GetDatum(member), Int32GetDatum(in_row)};
 
-	CatalogEnter(&scope);
-	CatalogExecute(&query, values, NULL, 0);
-	CatalogLeave(&scope);
+	CatalogRun(&query, values, NULL);
 }

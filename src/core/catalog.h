@@ -52,6 +52,12 @@ typedef struct CatalogQuery
  */
 extern uint64 CatalogExecute(CatalogQuery *query, Datum *values, const char *nulls, long limit);
 
+/* CatalogEnter(), the statement, CatalogLeave(): for those of which only the number of rows matters. */
+extern uint64 CatalogRun(CatalogQuery *query, Datum *values, const char *nulls);
+
+/* An int8[], in the current memory context. */
+extern Datum CatalogIdArray(const int64 *ids, int n);
+
 /* Column of the current SPI_tuptable by 1-based number; by-reference results live in SPI's context. */
 extern Datum CatalogColumn(uint64 row, int column, bool *isnull);
 /* The same as a string copied into context; NULL for null. */

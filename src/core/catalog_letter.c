@@ -98,16 +98,6 @@ column_array(const Column *column, int nrows)
 											  column->type, len, byval, align));
 }
 
-static Datum
-id_array(const int64 *ids, int n)
-{
-	Datum	   *values = palloc(sizeof(Datum) * n);
-
-	for (int i = 0; i < n; i++)
-		values[i] = Int64GetDatum(ids[i]);
-	return PointerGetDatum(construct_array(values, n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-}
-
 /* ---- writing ---- */
 
 enum
@@ -367,7 +357,7 @@ CatalogReadDeadLetters(const int64 *ids, int n, MemoryContext context, Record *r
 	int			count;
 
 	CatalogEnter(&scope);
-	values[0] = id_array(ids, n);
+	values[0] = CatalogIdArray(ids, n);
 	count = (int) CatalogExecute(&query, values, NULL, 0);
 	*topics = MemoryContextAlloc(context, sizeof(char *) * Max(count, 1));
 	for (int i = 0; i < count; i++)
@@ -389,15 +379,12 @@ CatalogDeleteDeadLettersById(const int64 *ids, int n)
 		.sql = "DELETE FROM hybridiot.dead_letter_record WHERE id = ANY ($1)",
 		.nargs = 1,.argtypes = {INT8ARRAYOID}
 	};
-	CatalogScope scope;
 	Datum		values[1];
 
 	if (n == 0)
 		return;
-	CatalogEnter(&scope);
-	values[0] = id_array(ids, n);
-	CatalogExecute(&query, values, NULL, 0);
-	CatalogLeave(&scope);
+	values[0] = CatalogIdArray(ids, n);
+	CatalogRun(&query, values, NULL);
 }
 
 void
@@ -407,15 +394,12 @@ CatalogDeleteRowLetters(int32 id, const int64 *groups, int n)
 		.sql = "DELETE FROM hybridiot.dead_letter_record WHERE pipeline = $1 AND group_id = ANY ($2)",
 		.nargs = 2,.argtypes = {INT4OID, INT8ARRAYOID}
 	};
-	CatalogScope scope;
 	Datum		values[2] = {Int32GetDatum(id)};
 
 	if (n == 0)
 		return;
-	CatalogEnter(&scope);
-	values[1] = id_array(groups, n);
-	CatalogExecute(&query, values, NULL, 0);
-	CatalogLeave(&scope);
+	values[1] = CatalogIdArray(groups, n);
+	CatalogRun(&query, values, NULL);
 }
 
 void
@@ -443,7 +427,7 @@ CatalogDeadLettersFailedAgain(const int64 *ids, const DeadLetter *letters, int n
 			put_text(&columns[1], i, unpack_sql_state(letters[i].sqlstate));
 		put_text(&columns[2], i, letters[i].message);
 	}
-	values[0] = id_array(ids, n);
+	values[0] = CatalogIdArray(ids, n);
 	for (int i = 0; i < 3; i++)
 		values[i + 1] = column_array(&columns[i], n);
 	CatalogExecute(&query, values, NULL, 0);

@@ -170,12 +170,9 @@ CatalogSetCommanding(int32 id, bool commanding)
 		.sql = "UPDATE hybridiot.pipeline_definition SET commands = $2 WHERE id = $1 AND commands <> $2",
 		.nargs = 2,.argtypes = {INT4OID, BOOLOID}
 	};
-	CatalogScope scope;
 	Datum		values[] = {Int32GetDatum(id), BoolGetDatum(commanding)};
 
-	CatalogEnter(&scope);
-	CatalogExecute(&query, values, NULL, 0);
-	CatalogLeave(&scope);
+	CatalogRun(&query, values, NULL);
 }
 
 bool
@@ -185,12 +182,7 @@ CatalogCommanding(int32 id)
 		.sql = "SELECT 1 FROM hybridiot.pipeline_definition WHERE id = $1 AND commands",
 		.nargs = 1,.argtypes = {INT4OID}
 	};
-	CatalogScope scope;
 	Datum		values[] = {Int32GetDatum(id)};
-	bool		commands;
 
-	CatalogEnter(&scope);
-	commands = CatalogExecute(&query, values, NULL, 1) == 1;
-	CatalogLeave(&scope);
-	return commands;
+	return CatalogRun(&query, values, NULL) == 1;
 }

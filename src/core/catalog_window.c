@@ -46,13 +46,10 @@ CatalogWriteWindowLayout(int32 pipeline, const char *layout, const char *kind, i
 		" ON CONFLICT (pipeline) DO UPDATE SET layout = excluded.layout, kind = excluded.kind, size_us = excluded.size_us",
 		.nargs = 4,.argtypes = {INT4OID, TEXTOID, TEXTOID, INT8OID}
 	};
-	CatalogScope scope;
 	Datum		values[] = {Int32GetDatum(pipeline), CStringGetTextDatum(layout), CStringGetTextDatum(kind),
 	Int64GetDatum(size)};
 
-	CatalogEnter(&scope);
-	CatalogExecute(&query, values, NULL, 0);
-	CatalogLeave(&scope);
+	CatalogRun(&query, values, NULL);
 }
 
 int64
@@ -105,14 +102,18 @@ column_bytes(uint64 row, int column, MemoryContext context)
 	return bytes;
 }
 
-/* The n rows of a query for GROUP_COLUMNS. */
+/* The rows of a query for GROUP_COLUMNS. */
 static WindowGroupRow *
-read_rows(MemoryContext context, int n)
+read_groups(CatalogQuery *query, Datum *values, MemoryContext context, int *n)
 {
-	WindowGroupRow *rows = MemoryContextAllocExtended(context, sizeof(WindowGroupRow) * (n + 1), MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	CatalogScope scope;
+	WindowGroupRow *rows;
 	bool		isnull;
 
-	for (int i = 0; i < n; i++)
+	CatalogEnter(&scope);
+	*n = (int) CatalogExecute(query, values, NULL, 0);
+	rows = MemoryContextAllocExtended(context, sizeof(WindowGroupRow) * (*n + 1), MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+	for (int i = 0; i < *n; i++)
 	{
 		Datum		over_at = CatalogColumn(i, 8, &isnull);
 
@@ -125,6 +126,7 @@ read_rows(MemoryContext context, int n)
 		rows[i].records = DatumGetInt64(CatalogColumn(i, 6, &isnull));
 		rows[i].closed = DatumGetBool(CatalogColumn(i, 7, &isnull));
 	}
+	CatalogLeave(&scope);
 	return rows;
 }
 
@@ -138,15 +140,9 @@ CatalogReadGroups(int32 pipeline, int64 behind, int limit, MemoryContext context
 		" WHERE pipeline = $1 AND id > $2 AND NOT closed ORDER BY pipeline, id LIMIT $3",
 		.nargs = 3,.argtypes = {INT4OID, INT8OID, INT8OID}
 	};
-	CatalogScope scope;
 	Datum		values[] = {Int32GetDatum(pipeline), Int64GetDatum(behind), Int64GetDatum(limit)};
-	WindowGroupRow *rows;
 
-	CatalogEnter(&scope);
-	*n = (int) CatalogExecute(&query, values, NULL, 0);
-	rows = read_rows(context, *n);
-	CatalogLeave(&scope);
-	return rows;
+	return read_groups(&query, values, context, n);
 }
 
 /* One statement's worth of groups. */
@@ -220,16 +216,6 @@ CatalogWriteGroups(int32 pipeline, const WindowGroupRow *rows, int n)
 	CatalogLeave(&scope);
 }
 
-static Datum
-id_array(const int64 *ids, int n)
-{
-	Datum	   *elements = palloc(sizeof(Datum) * Max(n, 1));
-
-	for (int i = 0; i < n; i++)
-		elements[i] = Int64GetDatum(ids[i]);
-	return PointerGetDatum(construct_array(elements, n, INT8OID, sizeof(int64), FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-}
-
 void
 CatalogDeleteGroups(int32 pipeline, const int64 *ids, int n)
 {
@@ -237,15 +223,12 @@ CatalogDeleteGroups(int32 pipeline, const int64 *ids, int n)
 		.sql = "DELETE FROM hybridiot.window_group WHERE pipeline = $1 AND id = ANY ($2)",
 		.nargs = 2,.argtypes = {INT4OID, INT8ARRAYOID}
 	};
-	CatalogScope scope;
 	Datum		values[2] = {Int32GetDatum(pipeline)};
 
 	if (n == 0)
 		return;
-	CatalogEnter(&scope);
-	values[1] = id_array(ids, n);
-	CatalogExecute(&query, values, NULL, 0);
-	CatalogLeave(&scope);
+	values[1] = CatalogIdArray(ids, n);
+	CatalogRun(&query, values, NULL);
 }
 
 /* ---- groups of closed windows ---- */
@@ -257,14 +240,9 @@ CatalogKeepsGroups(int32 pipeline)
 		.sql = "SELECT 1 FROM hybridiot.window_group WHERE pipeline = $1 AND closed AND over_at IS NOT NULL LIMIT 1",
 		.nargs = 1,.argtypes = {INT4OID}
 	};
-	CatalogScope scope;
 	Datum		values[] = {Int32GetDatum(pipeline)};
-	bool		keeps;
 
-	CatalogEnter(&scope);
-	keeps = CatalogExecute(&query, values, NULL, 1) > 0;
-	CatalogLeave(&scope);
-	return keeps;
+	return CatalogRun(&query, values, NULL) > 0;
 }
 
 int64
@@ -275,14 +253,9 @@ CatalogExpireGroups(int32 pipeline, TimestampTz over_at, int64 limit)
 		" WHERE pipeline = $1 AND closed AND over_at <= $2 ORDER BY over_at LIMIT $3))",
 		.nargs = 3,.argtypes = {INT4OID, TIMESTAMPTZOID, INT8OID}
 	};
-	CatalogScope scope;
 	Datum		values[] = {Int32GetDatum(pipeline), TimestampTzGetDatum(over_at), Int64GetDatum(limit)};
-	uint64		n;
 
-	CatalogEnter(&scope);
-	n = CatalogExecute(&query, values, NULL, 0);
-	CatalogLeave(&scope);
-	return (int64) n;
+	return (int64) CatalogRun(&query, values, NULL);
 }
 
 void
@@ -292,12 +265,9 @@ CatalogDeleteClosedGroups(int32 pipeline)
 		.sql = "DELETE FROM hybridiot.window_group WHERE pipeline = $1 AND closed",
 		.nargs = 1,.argtypes = {INT4OID}
 	};
-	CatalogScope scope;
 	Datum		values[] = {Int32GetDatum(pipeline)};
 
-	CatalogEnter(&scope);
-	CatalogExecute(&query, values, NULL, 0);
-	CatalogLeave(&scope);
+	CatalogRun(&query, values, NULL);
 }
 
 WindowGroupRow *
@@ -309,17 +279,11 @@ CatalogReadClosedGroups(int32 pipeline, TimestampTz start, TimestampTz end, Time
 		" AND (over_at BETWEEN $2 AND $4 OR over_at IS NULL) AND window_end >= $2 AND window_start <= $3 ORDER BY id",
 		.nargs = 4,.argtypes = {INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID}
 	};
-	CatalogScope scope;
 	Datum		values[] = {
 		Int32GetDatum(pipeline), TimestampTzGetDatum(start), TimestampTzGetDatum(end), TimestampTzGetDatum(until)
 	};
-	WindowGroupRow *rows;
 
-	CatalogEnter(&scope);
-	*n = (int) CatalogExecute(&query, values, NULL, 0);
-	rows = read_rows(context, *n);
-	CatalogLeave(&scope);
-	return rows;
+	return read_groups(&query, values, context, n);
 }
 
 WindowGroupRow *
@@ -330,15 +294,9 @@ CatalogReadOpenGroups(int32 pipeline, TimestampTz start, TimestampTz end, Memory
 		" AND window_end >= $2 AND window_start <= $3 ORDER BY id",
 		.nargs = 3,.argtypes = {INT4OID, TIMESTAMPTZOID, TIMESTAMPTZOID}
 	};
-	CatalogScope scope;
 	Datum		values[] = {Int32GetDatum(pipeline), TimestampTzGetDatum(start), TimestampTzGetDatum(end)};
-	WindowGroupRow *rows;
 
-	CatalogEnter(&scope);
-	*n = (int) CatalogExecute(&query, values, NULL, 0);
-	rows = read_rows(context, *n);
-	CatalogLeave(&scope);
-	return rows;
+	return read_groups(&query, values, context, n);
 }
 
 WindowGroupRow *
@@ -349,16 +307,10 @@ CatalogReadFailedGroups(int32 pipeline, const int64 *ids, int nids, MemoryContex
 		" AND closed AND over_at IS NULL ORDER BY id",
 		.nargs = 2,.argtypes = {INT4OID, INT8ARRAYOID}
 	};
-	CatalogScope scope;
 	Datum		values[2] = {Int32GetDatum(pipeline)};
-	WindowGroupRow *rows;
 
-	CatalogEnter(&scope);
-	values[1] = id_array(ids, nids);
-	*n = (int) CatalogExecute(&query, values, NULL, 0);
-	rows = read_rows(context, *n);
-	CatalogLeave(&scope);
-	return rows;
+	values[1] = CatalogIdArray(ids, nids);
+	return read_groups(&query, values, context, n);
 }
 
 int64

@@ -224,7 +224,9 @@ serialise_internal(AggregateRun *run, GroupAggregate *aggregate, Datum value)
 
 	bytes = call_with_state(run, aggregate, &aggregate->serialise, 1, state, no_datum, &isnull);
 	if (isnull)
-		elog(ERROR, "serialisation function of aggregate %u returned null", aggregate->aggref->aggfnoid);
+		ereport(ERROR,
+				(errcode(ERRCODE_E_R_I_E_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("serialisation function of aggregate \"%s\" returned null", get_func_name(aggregate->aggref->aggfnoid))));
 	return DatumGetByteaPP(bytes);
 }
 

@@ -32,8 +32,9 @@
 /* Dead letters that may wait for a checkpoint. */
 #define LETTERS_TO_KEEP 10000
 
-WindowSpan
-RollupSpan(const Rollup *rollup)
+/* The windows that are open. */
+static WindowSpan
+span_of(const Rollup *rollup)
 {
 	WindowSpan	span = {.earliest_over = DT_NOEND,.latest_over = DT_NOBEGIN};
 
@@ -46,7 +47,7 @@ RollupSpan(const Rollup *rollup)
 TimestampTz
 RollupWatermark(Pipeline *pipeline, TimestampTz now)
 {
-	WindowSpan	span = RollupSpan(pipeline->rollup);
+	WindowSpan	span = span_of(pipeline->rollup);
 
 	return WindowWatermark(pipeline->parts, pipeline->nparts, pipeline->rollup->watermark,
 						   &span, &pipeline->def->options, now);
@@ -89,7 +90,7 @@ RollupCheckpointUrgent(Pipeline *pipeline)
 TimestampTz
 RollupNextDeadline(Pipeline *pipeline, TimestampTz now)
 {
-	WindowSpan	span = RollupSpan(pipeline->rollup);
+	WindowSpan	span = span_of(pipeline->rollup);
 
 	return WindowNextDeadline(pipeline->parts, pipeline->nparts, &span, &pipeline->def->options, now);
 }
@@ -279,12 +280,6 @@ emit(Checkpoint *checkpoint, uint64 *rows)
 	pfree(stale);
 }
 
-static bytea *
-copy_bytes(const bytea *bytes)
-{
-	return memcpy(palloc(VARSIZE(bytes)), bytes, VARSIZE(bytes));
-}
-
 void
 RollupGroupRow(Rollup *rollup, const WindowGroup *group, bool closed, TimestampTz over_at, WindowGroupRow *row)
 {
@@ -293,8 +288,8 @@ RollupGroupRow(Rollup *rollup, const WindowGroup *group, bool closed, TimestampT
 	bytea	   *state = GroupEncodeState(rollup->groups, group);
 
 	MemoryContextSwitchTo(here);
-	row->keys = copy_bytes(keys);
-	row->state = copy_bytes(state);
+	row->keys = DatumGetByteaPCopy(PointerGetDatum(keys));
+	row->state = DatumGetByteaPCopy(PointerGetDatum(state));
 	MemoryContextReset(rollup->encode_context);
 	/* Sliding windows that are put together have none. */
 	row->id = group->id != 0 ? group->id : GroupSetNextId(rollup->groups);

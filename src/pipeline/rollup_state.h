@@ -84,8 +84,6 @@ extern const char *RollupPlanText(SPIPlanPtr plan);
 
 /* ---- rollup_checkpoint.c ---- */
 
-/* The windows that are open. */
-extern WindowSpan RollupSpan(const Rollup *rollup);
 /* A group as it is stored; over_at as in the row. The caller is the owner. */
 extern void RollupGroupRow(Rollup *rollup, const WindowGroup *group, bool closed, TimestampTz over_at, WindowGroupRow *row);
 /* Store the layout, if it is not, before states are stored that go by it. */

@@ -12,8 +12,8 @@
  *		finished	without those whose row could not be written
  *		rows		the user's HAVING, expressions and column list over that
  *
- * Which pairs of record and window were late is not computed again: dead letters say it. All else is, by means
- * that share no code with the pipeline, for what was wrong in both would not be seen.
+ * Which pairs of record and window were late is not computed again: dead letters say it. All behind RollupCompile() is, by means
+ * that share no code with the pipeline, for what is wrong in both is not seen.
  *
  * Parts are made as trees where the user wrote them, and as text where we do. OFFSET 0 and MATERIALIZED keep the
  * planner from asking the user's expressions about records and groups at which they failed.

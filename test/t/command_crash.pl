@@ -107,8 +107,8 @@ my $pid = kill_worker($node, "kind = 'amqp'");
 poll_is($node, "SELECT state FROM hybridiot.command WHERE id = '$sent'", 'in_doubt', 'what was sent is in doubt');
 is(result("SELECT state FROM hybridiot.command WHERE id = '$accepted'"), 'accepted', 'what was accepted still is');
 is(result("SELECT state FROM hybridiot.command WHERE id = '$queued'"), 'queued', 'what was queued still is');
-$fleet->command({ credit => 'anonymous', });
-$fleet->command({ behaviour => 'answer' });
+$fleet->command({ behaviour => 'answer' });    # before the credit: the command leaves at once
+$fleet->command({ credit => 'anonymous' });
 is(result("SELECT state FROM hybridiot.wait_command('$queued', '60 s')"), 'succeeded', 'and leaves with the next worker');
 poll_is($node, 'SELECT state FROM hybridiot.stat_connection', 'up', 'which is connected');
 $fleet->command({ reply => $accepted });

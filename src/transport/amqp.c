@@ -1,16 +1,11 @@
 /*
  * amqp.c
- *		AMQP 1.0 connections: the only file that includes proton's headers.
+ *		AMQP 1.0 connections: from connecting to the end, and what proton tells.
  *
  * Proton does the protocol and nothing else here: sockets are ours, waiting is
  * the owner's. What proton tells is first written down as AmqpEvents, and
  * only handed out when no call of the library is on the stack, so that an
  * ereport never jumps across its frames.
- *
- * Whether a delivery may have reached the peer when a connection is lost is
- * decided by counting bytes: everything proton had produced before the
- * delivery was handed over comes before its first byte in the stream. If not
- * more than that was written to the socket, nothing of it was.
  *
  * A session that the peer ends takes its links with it without a word on
  * them, and what led to it (RabbitMQ ends one for a protocol error) concerns the
@@ -22,107 +17,28 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <proton/condition.h>
-#include <proton/connection.h>
-#include <proton/connection_driver.h>
-#include <proton/delivery.h>
-#include <proton/disposition.h>
-#include <proton/event.h>
-#include <proton/link.h>
 #include <proton/logger.h>
 #include <proton/sasl.h>
-#include <proton/session.h>
 #include <proton/ssl.h>
-#include <proton/terminus.h>
 #include <proton/transport.h>
 
-#include "lib/ilist.h"
 #include "storage/latch.h"
 #include "utils/memutils.h"
 
 #include "core/clock.h"
-#include "transport/amqp.h"
+#include "transport/amqp_internal.h"
 
 /* Proton 0.37 has no limits of its own. */
 #define MAX_FRAME (64 * 1024)
 #define MAX_CHANNEL 7
 #define SESSION_WINDOW (16 * MAX_FRAME)
-/* Output kept in proton at most, before the socket is asked to take it. */
-#define MAX_UNWRITTEN (64 * 1024)
 /* Reads of one AmqpProcess() call, so that a flood does not starve the owner. */
 #define MAX_READS 16
-/* What a message over the limit may bring besides before the connection is given up. */
-#define MAX_DROPPED (UINT64CONST(64) * 1024 * 1024)
-
-/* A message on its way out, until its outcome is known. */
-typedef struct Outgoing
-{
-	dlist_node	node;			/* in connection->outgoing */
-	pn_delivery_t *delivery;
-	AmqpLink   *link;
-	unsigned char tag[AMQP_TAG_LEN];
-	uint64		start;			/* its first byte is not before this place in the stream */
-	bool		sent;
-} Outgoing;
-
-/* A message that was handed to the owner and is not settled yet. */
-typedef struct Incoming
-{
-	dlist_node	node;			/* in connection->incoming */
-	uint64		token;
-	pn_delivery_t *delivery;
-	AmqpLink   *link;
-} Incoming;
-
-struct AmqpLink
-{
-	dlist_node	node;			/* in connection->links, or ->dead */
-	pn_link_t  *link;
-	void	   *owner;
-	bool		sender;
-	bool		open;			/* both ends agree */
-	int			in_flight;		/* senders: deliveries without outcome */
-	int			window;			/* receivers: credit to keep up */
-	int			unsettled;		/* receivers: handed out, not settled */
-	StringInfoData message;		/* receivers: what has come of the present one */
-	uint64		dropped;		/* receivers: bytes of it beyond the limit */
-};
-
-struct AmqpConnection
-{
-	MemoryContext context;
-	MemoryContext event_context;
-	AmqpConfig	config;
-	Dial	   *dial;			/* until the socket is connected */
-	int			fd;
-	int			target;
-	pn_connection_driver_t driver;
-	bool		driving;		/* the driver is initialized */
-	pn_session_t *send_session;
-	pn_session_t *receive_session;
-	bool		open;
-	bool		closed;
-	bool		blocked;		/* the socket did not take all */
-	int64		deadline;		/* of connecting */
-	int64		next_tick;		/* 0: none */
-	uint64		produced;		/* bytes proton has made, as far as we know */
-	uint64		bytes_out;		/* of these written */
-	uint64		bytes_in;
-	uint64		next_token;
-	dlist_head	links;
-	dlist_head	dead;			/* links whose end was not yet told */
-	dlist_head	outgoing;
-	dlist_head	incoming;
-	AmqpEvent  *events;
-	int			nevents;
-	int			max_events;
-	int			next_event;
-};
 
 /* ---- events ---- */
 
-static AmqpEvent *
-add_event(AmqpConnection *c, AmqpEventKind kind)
+AmqpEvent *
+AmqpAddEvent(AmqpConnection *c, AmqpEventKind kind)
 {
 	AmqpEvent  *event;
 
@@ -138,15 +54,15 @@ add_event(AmqpConnection *c, AmqpEventKind kind)
 	return event;
 }
 
-static const char *
-event_text(AmqpConnection *c, const char *text)
+const char *
+AmqpEventText(AmqpConnection *c, const char *text)
 {
 	return text ? MemoryContextStrdup(c->event_context, text) : NULL;
 }
 
 /* "name: description" of a proton condition; NULL if it is not set. */
-static const char *
-condition_text(AmqpConnection *c, pn_condition_t *condition)
+const char *
+AmqpConditionText(AmqpConnection *c, pn_condition_t *condition)
 {
 	const char *name;
 	const char *description;
@@ -164,55 +80,9 @@ condition_text(AmqpConnection *c, pn_condition_t *condition)
 	return result;
 }
 
-static void
-forget_outgoing(Outgoing *out)
-{
-	dlist_delete(&out->node);
-	out->link->in_flight--;
-	pn_delivery_set_context(out->delivery, NULL);
-	pfree(out);
-}
-
-/* Deliveries of a link (NULL: of all) get no outcome any more. */
-static void
-lose_outgoing(AmqpConnection *c, AmqpLink *link)
-{
-	dlist_mutable_iter iter;
-
-	dlist_foreach_modify(iter, &c->outgoing)
-	{
-		Outgoing   *out = dlist_container(Outgoing, node, iter.cur);
-		AmqpEvent  *event;
-
-		if (link && out->link != link)
-			continue;
-		event = add_event(c, AMQP_EVENT_LOST);
-		event->link = out->link;
-		memcpy(event->tag, out->tag, AMQP_TAG_LEN);
-		event->transferred = c->bytes_out > out->start;
-		forget_outgoing(out);
-	}
-}
-
-static void
-forget_incoming(AmqpConnection *c, AmqpLink *link)
-{
-	dlist_mutable_iter iter;
-
-	dlist_foreach_modify(iter, &c->incoming)
-	{
-		Incoming   *in = dlist_container(Incoming, node, iter.cur);
-
-		if (in->link != link)
-			continue;
-		dlist_delete(&in->node);
-		pfree(in);
-	}
-}
-
 /* The connection is of no more use. Called any number of times; the first reason counts. */
-static void
-fail(AmqpConnection *c, const char *reason)
+void
+AmqpFail(AmqpConnection *c, const char *reason)
 {
 	AmqpEvent  *event;
 
@@ -220,9 +90,9 @@ fail(AmqpConnection *c, const char *reason)
 		return;
 	c->closed = true;
 	c->open = false;
-	lose_outgoing(c, NULL);
-	event = add_event(c, AMQP_EVENT_CLOSED);
-	event->text = event_text(c, reason);
+	AmqpLoseOutgoing(c, NULL);
+	event = AmqpAddEvent(c, AMQP_EVENT_CLOSED);
+	event->text = AmqpEventText(c, reason);
 	if (c->fd >= 0)
 		close(c->fd);
 	c->fd = -1;
@@ -231,171 +101,6 @@ fail(AmqpConnection *c, const char *reason)
 }
 
 /* ---- what proton tells ---- */
-
-static void
-link_ended(AmqpConnection *c, AmqpLink *link, pn_condition_t *condition)
-{
-	AmqpEvent  *event;
-	const char *text = condition_text(c, condition);
-
-	lose_outgoing(c, link);
-	forget_incoming(c, link);
-	event = add_event(c, AMQP_EVENT_LINK_CLOSED);
-	event->link = link;
-	event->text = text ? text : event_text(c, "the peer ended the link");
-	pn_link_set_context(link->link, NULL);
-	pn_link_close(link->link);
-	pn_link_free(link->link);
-	link->link = NULL;
-	link->open = false;
-	dlist_delete(&link->node);
-	dlist_push_tail(&c->dead, &link->node);
-}
-
-static void
-link_opened(AmqpConnection *c, AmqpLink *link)
-{
-	pn_terminus_t *terminus = link->sender ? pn_link_remote_target(link->link) :
-		pn_link_remote_source(link->link);
-
-	/* An attach without terminus is a refusal; the detach that says why follows. */
-	if (pn_terminus_get_type(terminus) == PN_UNSPECIFIED)
-		return;
-	link->open = true;
-	add_event(c, AMQP_EVENT_LINK_OPEN)->link = link;
-	if (!link->sender)
-		pn_link_flow(link->link, link->window);
-}
-
-static void
-tell_sent(AmqpConnection *c, Outgoing *out)
-{
-	AmqpEvent  *event = add_event(c, AMQP_EVENT_SENT);
-
-	out->sent = true;
-	event->link = out->link;
-	memcpy(event->tag, out->tag, AMQP_TAG_LEN);
-}
-
-static void
-outgoing_updated(AmqpConnection *c, pn_delivery_t *delivery)
-{
-	Outgoing   *out = pn_delivery_get_context(delivery);
-	AmqpOutcome outcome;
-	const char *condition = NULL;
-	const char *description = NULL;
-	AmqpEvent  *event;
-
-	if (out == NULL)
-	{
-		if (pn_delivery_settled(delivery))
-			pn_delivery_settle(delivery);
-		return;
-	}
-	switch (pn_delivery_remote_state(delivery))
-	{
-		case PN_ACCEPTED:
-			outcome = AMQP_ACCEPTED;
-			break;
-		case PN_REJECTED:
-			{
-				pn_condition_t *why = pn_disposition_condition(pn_delivery_remote(delivery));
-
-				outcome = AMQP_REJECTED;
-				condition = event_text(c, pn_condition_get_name(why));
-				description = event_text(c, pn_condition_get_description(why));
-				break;
-			}
-		case PN_RELEASED:
-			outcome = AMQP_RELEASED;
-			break;
-		case PN_MODIFIED:
-			outcome = AMQP_MODIFIED;
-			break;
-		default:
-			if (!pn_delivery_settled(delivery))
-				return;			/* "received" and the like: not the end */
-			outcome = AMQP_NO_STATE;
-			break;
-	}
-	if (!out->sent)
-		tell_sent(c, out);
-	event = add_event(c, AMQP_EVENT_OUTCOME);
-	event->link = out->link;
-	memcpy(event->tag, out->tag, AMQP_TAG_LEN);
-	event->outcome = outcome;
-	event->condition = condition;
-	event->text = description;
-	forget_outgoing(out);
-	pn_delivery_settle(delivery);
-}
-
-/* Keep the credit of a receiver up; what is not settled yet counts. */
-static void
-top_up(AmqpLink *link)
-{
-	int			missing = link->window - pn_link_credit(link->link) - link->unsettled;
-
-	if (missing > 0 && missing >= link->window / 2)
-		pn_link_flow(link->link, missing);
-}
-
-static void
-message_complete(AmqpConnection *c, AmqpLink *link, pn_delivery_t *delivery)
-{
-	Incoming   *in = MemoryContextAlloc(c->context, sizeof(Incoming));
-	AmqpEvent  *event;
-	char	   *copy = MemoryContextAllocHuge(c->event_context, link->message.len + 1);
-
-	memcpy(copy, link->message.data, link->message.len);
-	in->token = ++c->next_token;
-	in->delivery = delivery;
-	in->link = link;
-	dlist_push_tail(&c->incoming, &in->node);
-	link->unsettled++;
-
-	event = add_event(c, AMQP_EVENT_MESSAGE);
-	event->link = link;
-	event->bytes = copy;
-	event->len = link->message.len;
-	event->oversize = link->dropped > 0;
-	event->token = in->token;
-	resetStringInfo(&link->message);
-	link->dropped = 0;
-	pn_link_advance(link->link);
-}
-
-static void
-incoming_readable(AmqpConnection *c, AmqpLink *link, pn_delivery_t *delivery)
-{
-	char		chunk[8192];
-	ssize_t		n;
-
-	if (pn_link_current(link->link) != delivery)
-		return;
-	if (pn_delivery_aborted(delivery))
-	{
-		resetStringInfo(&link->message);
-		link->dropped = 0;
-		pn_delivery_settle(delivery);
-		return;
-	}
-	while ((n = pn_link_recv(link->link, chunk, sizeof(chunk))) > 0)
-	{
-		size_t		room = c->config.max_message_size - link->message.len;
-		size_t		kept = Min((size_t) n, room);
-
-		appendBinaryStringInfo(&link->message, chunk, (int) kept);
-		link->dropped += n - kept;
-	}
-	if (link->dropped > MAX_DROPPED)
-	{
-		fail(c, "the peer sent a message without end");
-		return;
-	}
-	if (!pn_delivery_partial(delivery))
-		message_complete(c, link, delivery);
-}
 
 static void
 dispatch_event(AmqpConnection *c, pn_event_t *event)
@@ -407,24 +112,24 @@ dispatch_event(AmqpConnection *c, pn_event_t *event)
 	{
 		case PN_CONNECTION_REMOTE_OPEN:
 			c->open = true;
-			(void) add_event(c, AMQP_EVENT_OPEN);
+			(void) AmqpAddEvent(c, AMQP_EVENT_OPEN);
 			break;
 		case PN_CONNECTION_REMOTE_CLOSE:
-			text = condition_text(c, pn_connection_remote_condition(pn_event_connection(event)));
-			fail(c, text ? text : "the peer closed the connection");
+			text = AmqpConditionText(c, pn_connection_remote_condition(pn_event_connection(event)));
+			AmqpFail(c, text ? text : "the peer closed the connection");
 			break;
 		case PN_SESSION_REMOTE_CLOSE:
-			text = condition_text(c, pn_session_remote_condition(pn_event_session(event)));
-			fail(c, text ? text : "the peer ended the session");
+			text = AmqpConditionText(c, pn_session_remote_condition(pn_event_session(event)));
+			AmqpFail(c, text ? text : "the peer ended the session");
 			break;
 		case PN_LINK_REMOTE_OPEN:
 			if (link)
-				link_opened(c, link);
+				AmqpLinkOpened(c, link);
 			break;
 		case PN_LINK_REMOTE_CLOSE:
 		case PN_LINK_REMOTE_DETACH:
 			if (link)
-				link_ended(c, link, pn_link_remote_condition(link->link));
+				AmqpLinkEnded(c, link, pn_link_remote_condition(link->link));
 			break;
 		case PN_LINK_FLOW:
 			/* Whoever drains wants its credit back if nothing is there; what is, leaves on new credit. */
@@ -433,16 +138,16 @@ dispatch_event(AmqpConnection *c, pn_event_t *event)
 			break;
 		case PN_DELIVERY:
 			if (link && link->sender)
-				outgoing_updated(c, pn_event_delivery(event));
+				AmqpOutgoingUpdated(c, pn_event_delivery(event));
 			else if (link)
-				incoming_readable(c, link, pn_event_delivery(event));
+				AmqpIncomingReadable(c, link, pn_event_delivery(event));
 			break;
 		case PN_TRANSPORT_ERROR:
-			text = condition_text(c, pn_transport_condition(pn_event_transport(event)));
-			fail(c, text ? text : "protocol error");
+			text = AmqpConditionText(c, pn_transport_condition(pn_event_transport(event)));
+			AmqpFail(c, text ? text : "protocol error");
 			break;
 		case PN_TRANSPORT_CLOSED:
-			fail(c, "the connection ended");
+			AmqpFail(c, "the connection ended");
 			break;
 		default:
 			break;
@@ -466,26 +171,11 @@ fail_errno(AmqpConnection *c, const char *what)
 	char		text[128];
 
 	snprintf(text, sizeof(text), "%s: %s", what, strerror(errno));
-	fail(c, text);
+	AmqpFail(c, text);
 }
 
-/* All that proton had is written: so are the messages it has taken. */
-static void
-mark_sent(AmqpConnection *c)
-{
-	dlist_iter	iter;
-
-	dlist_foreach(iter, &c->outgoing)
-	{
-		Outgoing   *out = dlist_container(Outgoing, node, iter.cur);
-
-		if (!out->sent && !pn_delivery_buffered(out->delivery))
-			tell_sent(c, out);
-	}
-}
-
-static void
-write_out(AmqpConnection *c)
+void
+AmqpWriteOut(AmqpConnection *c)
 {
 	while (!c->closed)
 	{
@@ -496,7 +186,7 @@ write_out(AmqpConnection *c)
 		if (buffer.size == 0)
 		{
 			c->blocked = false;
-			mark_sent(c);
+			AmqpMarkSent(c);
 			return;
 		}
 		n = send(c->fd, buffer.start, buffer.size, MSG_NOSIGNAL | MSG_DONTWAIT);
@@ -542,7 +232,7 @@ read_in(AmqpConnection *c)
 			pn_connection_driver_read_close(&c->driver);
 			if (!c->open)
 				dispatch(c);
-			fail(c, "the peer closed the connection");
+			AmqpFail(c, "the peer closed the connection");
 		}
 		else if (errno == EAGAIN || errno == EWOULDBLOCK)
 			return;
@@ -576,7 +266,7 @@ set_up_tls(AmqpConnection *c, pn_transport_t *transport)
 	if (domain)
 		pn_ssl_domain_free(domain);
 	if (problem)
-		fail(c, problem);
+		AmqpFail(c, problem);
 	return problem == NULL;
 }
 
@@ -591,7 +281,7 @@ begin_protocol(AmqpConnection *c)
 
 	if (pn_connection_driver_init(&c->driver, NULL, NULL) != 0)
 	{
-		fail(c, "out of memory");
+		AmqpFail(c, "out of memory");
 		return;
 	}
 	c->driving = true;
@@ -638,7 +328,7 @@ proceed_dial(AmqpConnection *c)
 		case DIAL_BUSY:
 			break;
 		case DIAL_FAILED:
-			fail(c, DialError(c->dial));
+			AmqpFail(c, DialError(c->dial));
 			break;
 		case DIAL_DONE:
 			c->fd = DialTakeFd(c->dial);
@@ -712,7 +402,7 @@ AmqpFree(AmqpConnection *c)
 		if (c->open && !c->closed)
 		{
 			pn_connection_close(c->driver.connection);
-			write_out(c);
+			AmqpWriteOut(c);
 		}
 		pn_connection_driver_destroy(&c->driver);
 	}
@@ -795,11 +485,11 @@ AmqpProcess(AmqpConnection *c)
 		do
 		{
 			dispatch(c);
-			write_out(c);
+			AmqpWriteOut(c);
 		} while (!c->closed && pn_connection_driver_has_event(&c->driver));
 	}
 	if (!c->closed && !c->open && ClockMonotonicMs() >= c->deadline)
-		fail(c, "the connection could not be established in time");
+		AmqpFail(c, "the connection could not be established in time");
 	MemoryContextSwitchTo(old);
 }
 
@@ -811,7 +501,7 @@ AmqpFlush(AmqpConnection *c)
 	if (!c->driving || c->closed)
 		return;
 	old = MemoryContextSwitchTo(c->context);
-	write_out(c);
+	AmqpWriteOut(c);
 	MemoryContextSwitchTo(old);
 }
 
@@ -849,166 +539,5 @@ AmqpCount(AmqpConnection *c, AmqpCounters *counters)
 		counters->in_flight += link->in_flight;
 		if (link->sender && link->open)
 			counters->credit += Max(0, pn_link_credit(link->link));
-	}
-}
-
-/* ---- links ---- */
-
-static AmqpLink *
-open_link(AmqpConnection *c, bool sender, const char *address, bool queue)
-{
-	AmqpLink   *link = MemoryContextAllocZero(c->context, sizeof(AmqpLink));
-	MemoryContext old = MemoryContextSwitchTo(c->context);
-	pn_terminus_t *terminus;
-	char		name[64];
-	static uint64 count = 0;
-
-	initStringInfo(&link->message);
-	MemoryContextSwitchTo(old);
-	link->sender = sender;
-
-	/* Names must differ between the two sessions of any connection of ours to this peer. */
-	snprintf(name, sizeof(name), "%s-" UINT64_FORMAT, sender ? "command" : "reply", ++count);
-	if (sender)
-	{
-		link->link = pn_sender(c->send_session, name);
-		terminus = pn_link_target(link->link);
-		pn_link_set_snd_settle_mode(link->link, PN_SND_UNSETTLED);
-		pn_terminus_set_address(pn_link_source(link->link), c->config.container);
-	}
-	else
-	{
-		link->link = pn_receiver(c->receive_session, name);
-		terminus = pn_link_source(link->link);
-		pn_terminus_set_address(pn_link_target(link->link), address);
-	}
-	pn_link_set_rcv_settle_mode(link->link, PN_RCV_FIRST);
-	if (address)
-		pn_terminus_set_address(terminus, address);
-	else
-		pn_terminus_set_type(terminus, PN_TARGET);
-	if (queue && address)
-	{
-		pn_data_t  *capabilities = pn_terminus_capabilities(terminus);
-
-		pn_data_put_symbol(capabilities, pn_bytes(5, "queue"));
-	}
-	pn_link_set_context(link->link, link);
-	pn_link_open(link->link);
-	dlist_push_tail(&c->links, &link->node);
-	return link;
-}
-
-AmqpLink *
-AmqpOpenSender(AmqpConnection *c, const char *address, bool queue)
-{
-	return open_link(c, true, address, queue);
-}
-
-AmqpLink *
-AmqpOpenReceiver(AmqpConnection *c, const char *address, bool queue, int credit)
-{
-	AmqpLink   *link = open_link(c, false, address, queue);
-
-	link->window = credit;
-	return link;
-}
-
-void
-AmqpCloseLink(AmqpConnection *c, AmqpLink *link)
-{
-	lose_outgoing(c, link);
-	forget_incoming(c, link);
-	pn_link_set_context(link->link, NULL);
-	pn_link_close(link->link);
-	pn_link_free(link->link);
-	dlist_delete(&link->node);
-	pfree(link->message.data);
-	pfree(link);
-}
-
-void
-AmqpLinkSetOwner(AmqpLink *link, void *owner)
-{
-	link->owner = owner;
-}
-
-void *
-AmqpLinkOwner(const AmqpLink *link)
-{
-	return link->owner;
-}
-
-bool
-AmqpLinkIsOpen(const AmqpLink *link)
-{
-	return link->open;
-}
-
-int
-AmqpLinkInFlight(const AmqpLink *link)
-{
-	return link->in_flight;
-}
-
-/* ---- messages ---- */
-
-int
-AmqpSendable(const AmqpConnection *c, const AmqpLink *link)
-{
-	if (c->closed || c->blocked || !link->open)
-		return 0;
-	return Max(0, pn_link_credit(link->link));
-}
-
-void
-AmqpSend(AmqpConnection *c, AmqpLink *link, const unsigned char *tag,
-		 const char *bytes, size_t len)
-{
-	Outgoing   *out = MemoryContextAllocZero(c->context, sizeof(Outgoing));
-
-	Assert(AmqpSendable(c, link) > 0);
-	memcpy(out->tag, tag, AMQP_TAG_LEN);
-	out->link = link;
-	out->start = c->produced;
-	out->delivery = pn_delivery(link->link, pn_dtag((const char *) tag, AMQP_TAG_LEN));
-	pn_delivery_set_context(out->delivery, out);
-	dlist_push_tail(&c->outgoing, &out->node);
-	link->in_flight++;
-	pn_link_send(link->link, bytes, len);
-	pn_link_advance(link->link);
-
-	/* Not more is kept here than the socket takes. */
-	if (pn_session_outgoing_bytes(c->send_session) >= MAX_UNWRITTEN)
-	{
-		MemoryContext old = MemoryContextSwitchTo(c->context);
-
-		write_out(c);
-		MemoryContextSwitchTo(old);
-	}
-}
-
-void
-AmqpSettle(AmqpConnection *c, uint64 token, AmqpOutcome outcome)
-{
-	dlist_iter	iter;
-
-	if (c->closed)
-		return;
-	dlist_foreach(iter, &c->incoming)
-	{
-		Incoming   *in = dlist_container(Incoming, node, iter.cur);
-		AmqpLink   *link = in->link;
-
-		if (in->token != token)
-			continue;
-		pn_delivery_update(in->delivery, outcome == AMQP_ACCEPTED ? PN_ACCEPTED :
-						   outcome == AMQP_REJECTED ? PN_REJECTED : PN_RELEASED);
-		pn_delivery_settle(in->delivery);
-		dlist_delete(&in->node);
-		pfree(in);
-		link->unsettled--;
-		top_up(link);
-		return;
 	}
 }

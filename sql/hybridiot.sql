@@ -476,12 +476,13 @@ CREATE TABLE hybridiot.command_origin (
 	instance pg_catalog.uuid,
 	epoch pg_catalog.int8,
 	server pg_catalog.oid NOT NULL,
+	sender pg_catalog.name NOT NULL,
 	queued_xid pg_catalog.xid8 NOT NULL DEFAULT pg_catalog.pg_current_xact_id(),
 	seq pg_catalog.int8 GENERATED ALWAYS AS IDENTITY
 ) WITH (fillfactor = 70);
 COMMENT ON TABLE hybridiot.command_origin IS
 'commands that are not final: where they were queued, and which life of the worker took them. Not dumped: what is restored has no origin and ends in doubt';
-CREATE INDEX command_origin_queue ON hybridiot.command_origin (queued_xid, seq) WHERE epoch IS NULL;
+CREATE INDEX command_origin_queue ON hybridiot.command_origin (sender, queued_xid, seq) WHERE epoch IS NULL;
 
 CREATE TABLE hybridiot.command_reply (
 	command_id pg_catalog.uuid PRIMARY KEY,

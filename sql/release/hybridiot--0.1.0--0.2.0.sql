@@ -35,6 +35,12 @@ COMMENT ON FUNCTION hybridiot.resume_all() IS
 'lets all pipelines of yours that are failed or held (copied, promoted) go on from their positions, not those that were paused by hand; returns how many';
 
 ALTER TABLE hybridiot.command_origin ADD COLUMN instance pg_catalog.uuid;
+-- Each sender has a queue of his own.
+ALTER TABLE hybridiot.command_origin ADD COLUMN sender pg_catalog.name NOT NULL DEFAULT '';
+UPDATE hybridiot.command_origin o SET sender = c.sender FROM hybridiot.command c WHERE c.id OPERATOR(pg_catalog.=) o.command_id;
+ALTER TABLE hybridiot.command_origin ALTER COLUMN sender DROP DEFAULT;
+DROP INDEX hybridiot.command_origin_queue;
+CREATE INDEX command_origin_queue ON hybridiot.command_origin (sender, queued_xid, seq) WHERE epoch IS NULL;
 ALTER TABLE hybridiot.reply_address ADD COLUMN instance pg_catalog.uuid;
 
 -- ---------------------------------------------------------------------------

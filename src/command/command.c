@@ -79,17 +79,40 @@ CommandFind(const pg_uuid_t *id)
 Command *
 CommandCreate(const pg_uuid_t *id, const char *device, bool temporary)
 {
-	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "hybridiot command",
-												  ALLOCSET_SMALL_SIZES);
-	Command    *command = MemoryContextAllocZero(context, sizeof(Command));
+	static MemoryContext commands = NULL;
+	Command    *command;
+	Size		len = strlen(device) + 1;
 
+	if (commands == NULL)
+		commands = AllocSetContextCreate(TopMemoryContext, "hybridiot commands", ALLOCSET_DEFAULT_SIZES);
+	command = MemoryContextAllocZero(commands, sizeof(Command) + len);
 	command->id = *id;
-	command->context = context;
-	command->device = MemoryContextStrdup(context, device);
+	command->device = memcpy((char *) (command + 1), device, len);
 	command->temporary = temporary;
 	if (!temporary)
 		((CommandEntry *) hash_search(Commands, id, HASH_ENTER, NULL))->command = command;
 	return command;
+}
+
+/*
+ * Where its request is kept until it has left, and its result from then on; most of its life a command
+ * has neither, and there can be very many.
+ */
+MemoryContext
+CommandContext(Command *command)
+{
+	if (command->context == NULL)
+		command->context = AllocSetContextCreate(TopMemoryContext, "hybridiot command", ALLOCSET_SMALL_SIZES);
+	return command->context;
+}
+
+void
+CommandForgetRequest(Command *command)
+{
+	command->request = NULL;
+	if (command->context)
+		MemoryContextDelete(command->context);
+	command->context = NULL;
 }
 
 static void
@@ -104,7 +127,8 @@ void
 CommandSetTimer(Command *command)
 {
 	stop_timer(command);
-	if (command->temporary || CommandIsSettled(command->result.state, command->nature.one_way))
+	if (command->temporary || command->unwritten ||
+		CommandIsSettled(command->result.state, command->nature.one_way))
 		return;
 	command->timer_ms = due_ms(command);
 	pairingheap_add(Timers, &command->timer);
@@ -115,12 +139,14 @@ void
 CommandForget(Command *command)
 {
 	stop_timer(command);
-	ConnectionDequeue(command);
+	QueueRemove(command);
 	if (command->dirty)
 		dlist_delete(&command->dirty_node);
 	if (!command->temporary)
 		hash_search(Commands, &command->id, HASH_REMOVE, NULL);
-	MemoryContextDelete(command->context);
+	if (command->context)
+		MemoryContextDelete(command->context);
+	pfree(command);
 }
 
 static void
@@ -135,7 +161,7 @@ void
 CommandChange(Command *command, CommandState state, const char *cause)
 {
 	if (command->result.state == COMMAND_QUEUED)
-		ConnectionDequeue(command);
+		QueueRemove(command);
 	command->result.state = state;
 	JournalAddEvent(&command->id, CommandStateName(state), cause);
 	mark_dirty(command);
@@ -171,7 +197,7 @@ CommandSent(Command *command)
 static char *
 keep_string(Command *command, const char *s)
 {
-	return s ? MemoryContextStrdup(command->context, s) : NULL;
+	return s ? MemoryContextStrdup(CommandContext(command), s) : NULL;
 }
 
 void
@@ -225,7 +251,7 @@ keep_varlena(Command *command, const void *v)
 
 	if (v == NULL)
 		return NULL;
-	copy = MemoryContextAlloc(command->context, VARSIZE(v));
+	copy = MemoryContextAlloc(CommandContext(command), VARSIZE(v));
 	memcpy(copy, v, VARSIZE(v));
 	return copy;
 }
@@ -365,7 +391,7 @@ take_command(const CommandRequest *request, CallSlot *slot, int i)
 {
 	Command    *command = CommandCreate(&request->id, request->device, false);
 	Connection *connection = ConnectionFind(request->server);
-	MemoryContext old = MemoryContextSwitchTo(command->context);
+	MemoryContext old = MemoryContextSwitchTo(CommandContext(command));
 	StringInfoData buf;
 
 	/* The copy lives as long as the command. */
@@ -376,6 +402,8 @@ take_command(const CommandRequest *request, CallSlot *slot, int i)
 	pfree(buf.data);
 	MemoryContextSwitchTo(old);
 
+	command->sender = SenderFind(request->sender);
+	command->server = request->server;
 	command->connection = connection;
 	command->nature.peer = connection ? connection->peer : PEER_BROKER;
 	command->nature.mode = request->mode;
@@ -388,7 +416,6 @@ take_command(const CommandRequest *request, CallSlot *slot, int i)
 	command->unwritten = true;
 	command->result.state = COMMAND_QUEUED;
 	ConnectionEnqueue(command, false);
-	CommandSetTimer(command);
 	JournalAddUnwritten(command);
 }
 

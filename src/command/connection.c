@@ -3,8 +3,8 @@
  *		The AMQP worker's connections: one per server, its links, and what the peers tell.
  *
  * A connection that is lost is tried again after 100 ms to 30 s, over the list
- * of hosts. Commands queue per link, because credit is per link; a link to one
- * device's address is opened when a command needs it, and given up when too many are open.
+ * of hosts. A link to one device's address is opened when a command needs it, and given up
+ * when too many are open.
  * Nothing here opens a transaction but the reload (what it reads: server.c).
  */
 #include "postgres.h"
@@ -129,7 +129,8 @@ link_for(Connection *c, const char *device)
 		link->retry_ms = 0;
 		link->backoff_ms = 0;
 		link->queued = 0;
-		dlist_init(&link->queue);
+		link->round = 0;
+		dlist_init(&link->lanes);
 		dlist_push_tail(&c->links, &link->node);
 	}
 	return link;
@@ -173,37 +174,19 @@ open_link(Link *link, int64 now)
 void
 ConnectionEnqueue(Command *command, bool first)
 {
-	Link	   *link;
+	Link	   *link = command->connection ? link_for(command->connection, command->device) : NULL;
 
-	if (command->connection == NULL)
-		return;
-	Assert(command->link == NULL);
-	link = link_for(command->connection, command->device);
-	if (link == NULL)
-		return;					/* it will expire */
-	if (first)
-		dlist_push_head(&link->queue, &command->queue_node);
-	else
-		dlist_push_tail(&link->queue, &command->queue_node);
-	link->queued++;
-	command->link = link;
-	open_link(link, ClockMonotonicMs());
-}
-
-void
-ConnectionDequeue(Command *command)
-{
-	if (command->link == NULL)
-		return;
-	dlist_delete(&command->queue_node);
-	command->link->queued--;
-	command->link = NULL;
+	QueueAdd(command, link, first);
+	if (link)
+		open_link(link, ClockMonotonicMs());
 }
 
 bool
 ConnectionIsUp(const Command *command)
 {
-	return command->link && command->link->amqp && AmqpLinkIsOpen(command->link->amqp);
+	Link	   *link = QueueLink(command);
+
+	return link && link->amqp && AmqpLinkIsOpen(link->amqp);
 }
 
 /* Links that are neither open nor needed would pile up with the devices. */
@@ -238,48 +221,6 @@ open_needed_links(Connection *c, int64 now)
 		if (link->amqp == NULL)
 			c->next_link_ms = Min(c->next_link_ms, Max(link->retry_ms, now + LINK_RETRY_MS));
 	}
-}
-
-int
-ConnectionsSendable(Command **commands, int max)
-{
-	dlist_iter	ci;
-	int64		now = ClockMonotonicMs();
-	int			n = 0;
-
-	dlist_foreach(ci, &Connections)
-	{
-		Connection *c = dlist_container(Connection, node, ci.cur);
-		dlist_iter	li;
-
-		if (!c->replies || c->leaving)
-			continue;
-		dlist_foreach(li, &c->links)
-		{
-			Link	   *link = dlist_container(Link, node, li.cur);
-			int			room;
-			dlist_iter	qi;
-
-			if (link->queued == 0 || link->amqp == NULL ||
-				(room = AmqpSendable(c->amqp, link->amqp)) == 0)
-				continue;
-			dlist_foreach(qi, &link->queue)
-			{
-				Command    *command = dlist_container(Command, queue_node, qi.cur);
-
-				if (room == 0 || n == max)
-					break;
-				/* What the journal does not know yet comes first. */
-				if (command->not_before_ms > now || command->dirty)
-					continue;
-				commands[n++] = command;
-				room--;
-			}
-			if (n == max)
-				return n;
-		}
-	}
-	return n;
 }
 
 static AmqpProperty *
@@ -357,7 +298,7 @@ bool
 ConnectionSend(Command *command)
 {
 	Connection *c = command->connection;
-	Link	   *link = command->link;
+	Link	   *link = QueueLink(command);
 	const CommandRequest *request = command->request;
 	AmqpOutgoing message = {0};
 	TimestampTz now = GetCurrentTimestamp();
@@ -386,10 +327,11 @@ ConnectionSend(Command *command)
 
 	initStringInfo(&buf);
 	AmqpEncode(&buf, &message);
-	ConnectionDequeue(command);
+	QueueRemove(command);
 	command->offers++;
 	command->nature.offered = true;
 	AmqpSend(c->amqp, link->amqp, command->id.data, buf.data, buf.len);
+	CommandForgetRequest(command);
 	dlist_delete(&link->node);
 	dlist_push_tail(&c->links, &link->node);
 	return true;
@@ -588,12 +530,32 @@ close_amqp(Connection *c)
 			return;
 }
 
+/* Another connection for the commands of one (NULL: for those of its server that have none). */
 static void
-remove_connection(Connection *c)
+move_commands(Connection *from, Connection *to, Oid server)
 {
 	HASH_SEQ_STATUS all;
 	CommandEntry *entry;
 
+	hash_seq_init(&all, Commands);
+	while ((entry = hash_seq_search(&all)) != NULL)
+	{
+		Command    *command = entry->command;
+
+		if (command->connection != from || command->server != server)
+			continue;
+		QueueRemove(command);
+		command->connection = to;
+		if (to)
+			command->nature.peer = to->peer;
+		if (command->result.state == COMMAND_QUEUED)
+			ConnectionEnqueue(command, false);
+	}
+}
+
+static void
+remove_connection(Connection *c)
+{
 	close_amqp(c);
 	JournalForgetConnection(c);
 	AmqpFree(c->amqp);
@@ -601,20 +563,7 @@ remove_connection(Connection *c)
 	dlist_delete(&c->node);
 
 	/* Its commands go to the successor, if there is one. */
-	hash_seq_init(&all, Commands);
-	while ((entry = hash_seq_search(&all)) != NULL)
-	{
-		Command    *command = entry->command;
-
-		if (command->connection != c)
-			continue;
-		ConnectionDequeue(command);
-		command->connection = ConnectionFind(c->server);
-		if (command->connection)
-			command->nature.peer = command->connection->peer;
-		if (command->result.state == COMMAND_QUEUED)
-			ConnectionEnqueue(command, false);
-	}
+	move_commands(c, ConnectionFind(c->server), c->server);
 	if (ConnectionFind(c->server) == NULL)
 		ConnStatForget(c->server);
 	hash_destroy(c->links_by_address);
@@ -630,11 +579,13 @@ add_connection(Connection *c)
 
 	c->links_by_address = hash_create("hybridiot links", 64, &control, HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
 	dlist_init(&c->links);
+	dlist_init(&c->shares);
 	c->stat.server = c->server;
 	c->wait_position = -1;
 	c->seen = true;
 	set_state(c, CONNECTION_CONNECTING);
 	dlist_push_tail(&Connections, &c->node);
+	move_commands(NULL, c, c->server);
 }
 
 /* A server that cannot even be configured: shown with its error, tried at the next reload. */

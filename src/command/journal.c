@@ -18,6 +18,7 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
+#include "portability/instr_time.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -27,11 +28,18 @@
 #include "core/compat.h"
 #include "core/worker.h"
 
-/* Commands claimed in one transaction. */
+/* Commands claimed in one transaction, */
 #define MAX_CLAIMS 500
-/* Queued commands kept in memory. */
-#define MAX_QUEUED 10000
+/* and when there are several senders, in about this time, so that none waits long for another's. */
+#define MIN_CLAIMS 16
+#define CLAIMS_US 2000
+/* How long claims are tried one by one, after they failed together. */
+#define SINGLE_CLAIMS_MS 500
+/* Commands read from the queue in one transaction: alone, and when there are several senders. */
 #define QUEUE_PAGE 1000
+#define SHORT_QUEUE_PAGE 200
+/* Commands in memory, at most; most of them wait for their answers. */
+#define MAX_COMMANDS 200000
 /* How long a passing change may stay unwritten. */
 #define LAZY_MS 20
 /* After a transaction failed. */
@@ -63,11 +71,10 @@ static int64 next_poll_ms = 0;
 static int64 next_tidy_ms = 0;
 static bool foreign_seen = false;
 
-/* Where the next look into the queue begins. */
-static uint64 queue_xid = 0;
-static int64 queue_seq = 0;
-static uint64 queue_horizon = 0;
-static bool queue_more = false; /* there is more than was read */
+static bool queue_unread = false;	/* somebody told of new commands, and there was no room */
+
+/* What one claim took lately, with its share of the flush. */
+static double claim_us = 100;
 
 /* ---- transactions ---- */
 
@@ -140,6 +147,19 @@ retry_later(void)
 
 /* ---- events ---- */
 
+/* Now, but behind the event before: their order is the story. A clock that is set back begins another. */
+static TimestampTz
+event_time(void)
+{
+	static TimestampTz last = 0;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (now <= last && now > last - USECS_PER_SEC)
+		now = last + 1;
+	last = now;
+	return now;
+}
+
 static void
 add_event(const pg_uuid_t *id, const char *state, const char *cause)
 {
@@ -161,7 +181,7 @@ add_event(const pg_uuid_t *id, const char *state, const char *cause)
 		event->has_id = true;
 		event->id = *id;
 	}
-	event->at = GetCurrentTimestamp();
+	event->at = event_time();
 	event->state = state;
 	event->cause = cause ? MemoryContextStrdup(events_context, cause) : NULL;
 	if (lazy_since_ms == 0)
@@ -200,6 +220,7 @@ JournalStart(void)
 	{
 		Command    *command = CommandCreate(&open[i].id, open[i].device, false);
 
+		command->server = open[i].server;
 		command->nature.mode = open[i].mode;
 		command->nature.offered = true;
 		command->result.state = COMMAND_ACCEPTED;
@@ -227,7 +248,7 @@ JournalReplyId(Oid server, char *id)
 /* ---- the queue ---- */
 
 static void
-take_queued(const QueuedCommand *queued)
+take_queued(const QueuedCommand *queued, Sender *sender)
 {
 	Command    *command;
 	TimestampTz now = GetCurrentTimestamp();
@@ -241,6 +262,8 @@ take_queued(const QueuedCommand *queued)
 	if (CommandFind(&queued->id))
 		return;
 	command = CommandCreate(&queued->id, queued->device, false);
+	command->sender = sender;
+	command->server = queued->server;
 	command->connection = ConnectionFind(queued->server);
 	command->nature.peer = command->connection ? command->connection->peer : PEER_BROKER;
 	command->nature.mode = queued->mode;
@@ -253,61 +276,163 @@ take_queued(const QueuedCommand *queued)
 	CommandSetTimer(command);
 }
 
+/* Senders that we have not heard of yet; one that is nobody comes with rows that were restored. */
 static void
-read_queue_page(void)
+find_senders(void)
+{
+	dlist_iter	iter;
+	int			n;
+
+	(void) SenderFind("");
+	do
+	{
+		const char **known;
+		char	  **names;
+		int			nknown = 0;
+
+		dlist_foreach(iter, &Senders)
+			nknown++;
+		known = palloc(sizeof(char *) * nknown);
+		nknown = 0;
+		dlist_foreach(iter, &Senders)
+			known[nknown++] = dlist_container(Sender, node, iter.cur)->name;
+		n = CatalogNewSenders(known, nknown, &names, CurrentMemoryContext);
+		for (int i = 0; i < n; i++)
+			(void) SenderFind(names[i]);
+	} while (n > 0);
+}
+
+/* Read what some senders have in the queue, and note how far. */
+static void
+read_queues(Sender **senders, int nsenders, int page, uint64 horizon)
+{
+	QueuePlace *places = palloc(sizeof(QueuePlace) * nsenders);
+	QueuedCommand *queued;
+	int			n;
+
+	for (int i = 0; i < nsenders; i++)
+	{
+		Sender	   *sender = senders[i];
+
+		places[i] = (QueuePlace) {sender->name, sender->xid, sender->seq, Min(page, QueueRoom(sender))};
+		if (!sender->more)
+			sender->horizon = horizon;	/* of the first page: what is behind it has been seen */
+		sender->read = 0;
+	}
+	n = CatalogReadQueue(places, nsenders, &queued, CurrentMemoryContext);
+	for (int i = 0; i < n; i++)
+	{
+		Sender	   *sender = senders[queued[i].place];
+
+		take_queued(&queued[i], sender);
+		sender->read++;
+		sender->xid = queued[i].xid;
+		sender->seq = queued[i].seq;
+	}
+	for (int i = 0; i < nsenders; i++)
+	{
+		Sender	   *sender = senders[i];
+
+		sender->more = sender->read == places[i].limit;
+		if (sender->more)
+			continue;
+		sender->xid = sender->horizon;
+		sender->seq = 0;
+	}
+}
+
+/* One page of each sender's queue; all: also of those of whom nothing more is known. */
+static void
+read_queue_page(bool all)
 {
 	CatalogScope scope;
-	QueuedCommand *queued;
+	dlist_iter	iter;
+	Sender	  **senders;
 	uint64		horizon;
-	int			n;
+	int			n = 0;
+	int			page = QueueActiveSenders() > 1 ? SHORT_QUEUE_PAGE : QUEUE_PAGE;
 
 	begin(&scope, "reading the queue of commands");
 	horizon = CatalogQueueHorizon();
-	n = CatalogReadQueue(queue_xid, queue_seq, QUEUE_PAGE, &queued, CurrentMemoryContext);
-	for (int i = 0; i < n; i++)
-		take_queued(&queued[i]);
-	if (!queue_more)
-		queue_horizon = horizon;	/* of the first page: what is behind it has been seen */
-	queue_more = n == QUEUE_PAGE;
-	if (queue_more)
+	if (all)
+		find_senders();
+	dlist_foreach(iter, &Senders)
+		n++;
+	senders = palloc(sizeof(Sender *) * (n + 1));
+	n = 0;
+	dlist_foreach(iter, &Senders)
 	{
-		queue_xid = queued[n - 1].xid;
-		queue_seq = queued[n - 1].seq;
+		Sender	   *sender = dlist_container(Sender, node, iter.cur);
+
+		if (sender->more ? QueueIsLow(sender) : all)
+			senders[n++] = sender;
 	}
-	else
-	{
-		queue_xid = queue_horizon;
-		queue_seq = 0;
-	}
+	if (n > 0)
+		read_queues(senders, n, Max(page / n, 10), horizon);
 	commit(&scope, false);
+}
+
+static void
+read_queue(bool all)
+{
+	MemoryContext context = CurrentMemoryContext;
+	dlist_iter	iter;
+
+	PG_TRY();
+	{
+		read_queue_page(all);
+		if (all)
+			queue_unread = false;
+	}
+	PG_CATCH();
+	{
+		(void) recover(context, "reading the queue of commands", NULL);
+		dlist_foreach(iter, &Senders)
+		{
+			Sender	   *sender = dlist_container(Sender, node, iter.cur);
+
+			/* Again, from the beginning. */
+			sender->more = false;
+			sender->xid = 0;
+			sender->seq = 0;
+		}
+		next_poll_ms = ClockMonotonicMs() + BackoffNext(&backoff_ms, RETRY_FIRST_MS, RETRY_MAX_MS);
+	}
+	PG_END_TRY();
+}
+
+static bool
+is_full(void)
+{
+	return hash_get_num_entries(Commands) >= MAX_COMMANDS;
 }
 
 void
 JournalReadQueue(void)
 {
-	MemoryContext context = CurrentMemoryContext;
+	queue_unread = is_full();
+	if (!queue_unread)
+		read_queue(true);
+}
 
-	/* Enough is here; JournalTidy() goes on. */
-	if (hash_get_num_entries(Commands) >= MAX_QUEUED)
+/* Is there more to read, and room for it? */
+static bool
+wants_more(void)
+{
+	dlist_iter	iter;
+
+	if (is_full())
+		return false;
+	if (queue_unread)
+		return true;
+	dlist_foreach(iter, &Senders)
 	{
-		queue_more = true;
-		return;
+		Sender	   *sender = dlist_container(Sender, node, iter.cur);
+
+		if (sender->more && QueueIsLow(sender))
+			return true;
 	}
-	PG_TRY();
-	{
-		do
-			read_queue_page();
-		while (queue_more && hash_get_num_entries(Commands) < MAX_QUEUED);
-	}
-	PG_CATCH();
-	{
-		(void) recover(context, "reading the queue of commands", NULL);
-		queue_more = false;
-		queue_xid = 0;			/* again, from the beginning */
-		queue_seq = 0;
-		next_poll_ms = ClockMonotonicMs() + BackoffNext(&backoff_ms, RETRY_FIRST_MS, RETRY_MAX_MS);
-	}
-	PG_END_TRY();
+	return false;
 }
 
 /* ---- claims ---- */
@@ -355,7 +480,7 @@ write_call(Command *command, bool sending, TimestampTz answer_by)
 		ereport(ERROR,
 				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 				 errmsg("the idempotency key is being used by another transaction")));
-	CatalogInsertOrigin(&command->id, request->server, sending ? epoch : 0);
+	CatalogInsertOrigin(&command->id, request->server, request->sender, sending ? epoch : 0);
 	return true;
 }
 
@@ -367,7 +492,7 @@ claim(Command *command, TimestampTz answer_by)
 
 	if (command->unwritten)
 		return write_call(command, true, answer_by);
-	request = CatalogClaimCommand(&command->id, epoch, answer_by, command->context);
+	request = CatalogClaimCommand(&command->id, epoch, answer_by, CommandContext(command));
 	if (request)
 		command->request = request;
 	return request != NULL;
@@ -382,7 +507,7 @@ static void
 claim_batch(Command **commands, int n, Command **waiting, int nwaiting)
 {
 	CatalogScope scope;
-	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz now = event_time();
 	TimestampTz *answer_by = palloc(sizeof(TimestampTz) * (n + 1));
 	bool	   *gone = palloc0(n + nwaiting + 1);
 	CommandEvent *claimed = palloc0(sizeof(CommandEvent) * 2 * (n + nwaiting + 1));
@@ -435,6 +560,8 @@ claim_batch(Command **commands, int n, Command **waiting, int nwaiting)
 		waiting[i]->unwritten = false;
 		if (gone[n + i])
 			CommandForget(waiting[i]);
+		else
+			CommandSetTimer(waiting[i]);
 	}
 }
 
@@ -453,16 +580,20 @@ claim_failed(Command *command, int sqlstate, const char *message)
 	CommandSetTimer(command);
 }
 
-/*
- * Claim; what cannot be claimed together is claimed one by one, so that one lock in the
- * way does not keep the others.
- */
+/* Not tried: what the journal does not know stays with the unwritten, the rest waits where it waits. */
 static void
-claim_all(Command **commands, int n, Command **waiting, int nwaiting)
+claim_later(Command *command)
+{
+	if (command->unwritten)
+		JournalAddUnwritten(command);
+}
+
+/* As claim_batch(); an error is told by its SQLSTATE. */
+static int
+try_claim(Command **commands, int n, Command **waiting, int nwaiting, char **message)
 {
 	MemoryContext context = CurrentMemoryContext;
-	char	   *message = NULL;
-	int			sqlstate = 0;
+	volatile int sqlstate = 0;
 
 	PG_TRY();
 	{
@@ -470,9 +601,23 @@ claim_all(Command **commands, int n, Command **waiting, int nwaiting)
 	}
 	PG_CATCH();
 	{
-		sqlstate = recover(context, "claiming commands", &message);
+		sqlstate = recover(context, "claiming commands", message);
 	}
 	PG_END_TRY();
+	return sqlstate;
+}
+
+/*
+ * Claim; what cannot be claimed together is claimed one by one, so that one lock in the
+ * way does not keep the others. If all of them are in its way, that would take too long.
+ */
+static void
+claim_all(Command **commands, int n, Command **waiting, int nwaiting)
+{
+	int64		until = ClockMonotonicMs() + SINGLE_CLAIMS_MS;
+	char	   *message = NULL;
+	int			sqlstate = try_claim(commands, n, waiting, nwaiting, &message);
+
 	if (sqlstate == 0)
 		return;
 	if (n + nwaiting == 1)
@@ -483,9 +628,22 @@ claim_all(Command **commands, int n, Command **waiting, int nwaiting)
 		return;
 	}
 	for (int i = 0; i < n; i++)
-		claim_all(&commands[i], 1, NULL, 0);
+	{
+		if (ClockMonotonicMs() < until)
+			claim_all(&commands[i], 1, NULL, 0);
+		else
+		{
+			claim_later(commands[i]);
+			commands[i] = NULL;
+		}
+	}
 	for (int i = 0; i < nwaiting; i++)
-		claim_all(NULL, 0, &waiting[i], 1);
+	{
+		if (ClockMonotonicMs() < until)
+			claim_all(NULL, 0, &waiting[i], 1);
+		else
+			claim_later(waiting[i]);
+	}
 }
 
 /* The last look before the first byte. */
@@ -494,46 +652,79 @@ send_claimed(Command *command)
 {
 	if (GetCurrentTimestamp() >= command->expires_at || ClockMonotonicMs() >= command->expires_ms)
 	{
-		ConnectionDequeue(command);
+		QueueRemove(command);
 		CommandChange(command, COMMAND_EXPIRED, NULL);
 	}
 	else if (ConnectionSend(command))
 		CommandSetTimer(command);
 	else
 	{
-		ConnectionDequeue(command);
+		QueueRemove(command);
 		CommandLost(command, false);
 	}
+}
+
+/* How many claims make a transaction: while several send, no more than a moment's. */
+static int
+claims_at_once(void)
+{
+	if (QueueActiveSenders() <= 1)
+		return MAX_CLAIMS;
+	return Min(MAX_CLAIMS, Max(MIN_CLAIMS, (int) (CLAIMS_US / claim_us)));
+}
+
+/* Of the calls' commands that cannot leave now, some to be written; the rest stays. */
+static int
+take_waiting(Command **waiting, int max)
+{
+	List	   *rest = NIL;
+	int			n = 0;
+	ListCell   *lc;
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+	foreach(lc, unwritten)
+	{
+		Command    *command = lfirst(lc);
+
+		if (command->claiming)
+			continue;
+		if (n < max)
+			waiting[n++] = command;
+		else
+			rest = lappend(rest, command);
+	}
+	MemoryContextSwitchTo(old);
+	list_free(unwritten);
+	unwritten = rest;
+	return n;
 }
 
 void
 JournalClaimAndSend(void)
 {
-	Command   **commands = palloc(sizeof(Command *) * MAX_CLAIMS);
-	Command   **waiting;
-	int			n;
-	int			nwaiting = 0;
-	ListCell   *lc;
+	int			max = claims_at_once();
+	Command   **commands = palloc(sizeof(Command *) * max);
+	Command   **waiting = palloc(sizeof(Command *) * max);
+	int			n = QueueSendable(commands, max);
+	int			nwaiting;
+	instr_time	begun;
+	instr_time	took;
 
-	n = ConnectionsSendable(commands, MAX_CLAIMS);
 	if (n == 0 && unwritten == NIL)
 		return;
-	waiting = palloc(sizeof(Command *) * (list_length(unwritten) + 1));
 	for (int i = 0; i < n; i++)
 		commands[i]->claiming = true;
-	foreach(lc, unwritten)
-	{
-		Command    *command = lfirst(lc);
-
-		if (!command->claiming)
-			waiting[nwaiting++] = command;
-	}
+	nwaiting = take_waiting(waiting, Max(max - n, MIN_CLAIMS));
 	for (int i = 0; i < n; i++)
 		commands[i]->claiming = false;
-	list_free(unwritten);
-	unwritten = NIL;
+	if (n + nwaiting == 0)
+		return;
 
+	INSTR_TIME_SET_CURRENT(begun);
 	claim_all(commands, n, waiting, nwaiting);
+	INSTR_TIME_SET_CURRENT(took);
+	INSTR_TIME_SUBTRACT(took, begun);
+	claim_us = claim_us * 0.8 + INSTR_TIME_GET_DOUBLE(took) * 1e6 / (n + nwaiting) * 0.2;
 	for (int i = 0; i < n; i++)
 		if (commands[i])
 			send_claimed(commands[i]);
@@ -636,7 +827,7 @@ change_written(Command *command)
 	dlist_delete(&command->dirty_node);
 	command->dirty = false;
 	if (command->unclaim && command->request && !settled)
-		command->request = NULL;	/* read again at the next claim */
+		CommandForgetRequest(command);	/* read again at the next claim */
 	command->unclaim = false;
 	if (command->cancel_slot)
 		CallReply(command->cancel_slot, 0, "cancelled", strlen("cancelled"));
@@ -818,6 +1009,8 @@ JournalTimeout(void)
 	int64		now = ClockMonotonicMs();
 	int64		due = next_poll_ms;
 
+	if (wants_more() || unwritten != NIL)
+		return 0;
 	if (ChangesUrgent)
 		due = Min(due, retry_ms);
 	else if (lazy_since_ms != 0)
@@ -862,8 +1055,8 @@ JournalTidy(void)
 		next_poll_ms = now + POLL_MS;
 		JournalReadQueue();
 	}
-	else if (queue_more && hash_get_num_entries(Commands) < MAX_QUEUED / 2)
-		JournalReadQueue();
+	else if (wants_more())
+		read_queue(queue_unread);
 	if (now >= next_tidy_ms)
 	{
 		next_tidy_ms = now + TIDY_MS;

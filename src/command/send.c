@@ -103,7 +103,7 @@ enqueue(const CommandRequest *request)
 	CommandEvent event = {true, request->id, request->queued_at, CommandStateName(COMMAND_QUEUED), NULL};
 
 	note_pipeline();
-	CatalogInsertOrigin(&request->id, request->server, 0);
+	CatalogInsertOrigin(&request->id, request->server, request->sender, 0);
 	CatalogInsertEvents(&event, 1);
 	WakeAtCommit(WAKE_COMMAND);
 }

@@ -3,9 +3,9 @@
  *		What the files of the AMQP worker share: connections, links, and the commands
  *		that are not settled.
  *
- * command.c has the loop and the life of a command, connection.c the connections and
- * what they tell, server.c what they depend on, journal.c every transaction. All of it is one process's memory; the
- * journal follows it.
+ * command.c has the loop and the life of a command, queue.c the order in which they leave, connection.c the
+ * connections and what they tell, server.c what they depend on, journal.c every transaction. All of it is one
+ * process's memory; the journal follows it.
  */
 #ifndef HYBRIDIOT_COMMAND_WORKER_H
 #define HYBRIDIOT_COMMAND_WORKER_H
@@ -24,14 +24,33 @@
 
 typedef struct Connection Connection;
 typedef struct Link Link;
+typedef struct Lane Lane;
+typedef struct Share Share;
+
+/* A role that sends, and how far its part of the journal's queue was read. */
+typedef struct Sender
+{
+	char		name[NAMEDATALEN];	/* key of the hash */
+	dlist_node	node;			/* in Senders */
+	int			queued;			/* commands in memory that wait */
+	int64		served_ms;		/* monotonic: when one left last */
+	bool		more;			/* there is more to read, from here on: */
+	uint64		xid;
+	int64		seq;
+	int			read;			/* by the present look */
+	uint64		horizon;		/* where the next look begins when this one has come to its end */
+} Sender;
 
 /* A command that may still change by itself. */
 typedef struct Command
 {
 	pg_uuid_t	id;				/* key of the hash */
-	MemoryContext context;		/* holds all of it */
-	Connection *connection;		/* NULL: its server is gone */
-	Link	   *link;			/* whose queue it is in, while queued */
+	MemoryContext context;		/* of its request until it has left, then of its result; NULL: neither is there */
+	Oid			server;
+	Connection *connection;		/* NULL: the server is gone, or cannot be used */
+	Sender	   *sender;			/* NULL: accepted in an earlier life */
+	bool		waits;			/* to leave, */
+	Lane	   *lane;			/* here; NULL: nowhere, it has no way */
 	dlist_node	queue_node;
 	char	   *device;
 	CommandNature nature;
@@ -77,8 +96,10 @@ struct Link
 	AmqpLink   *amqp;			/* NULL: not open */
 	int64		retry_ms;		/* monotonic: not opened again earlier */
 	int			backoff_ms;
-	dlist_head	queue;			/* commands, in order */
-	int			queued;
+	dlist_head	lanes;			/* of the senders whose commands wait for it */
+	int			queued;			/* commands in them */
+	uint64		round;			/* of QueueSendable(): in it, */
+	int			room;			/* so many more may leave */
 };
 
 struct Connection
@@ -106,6 +127,7 @@ struct Connection
 	int			backoff_ms;
 	HTAB	   *links_by_address;
 	dlist_head	links;
+	dlist_head	shares;			/* of the senders with commands that wait */
 	int			nlinks;			/* of them open */
 	int64		next_link_ms;	/* monotonic; a closed one that is needed is tried then */
 	AmqpCounters past;			/* of connections that are gone: bytes */
@@ -149,6 +171,10 @@ extern bool ChangesUrgent;
 extern Command *CommandFind(const pg_uuid_t *id);
 /* A new one, in the hash unless temporary. */
 extern Command *CommandCreate(const pg_uuid_t *id, const char *device, bool temporary);
+/* The context of its request or result. */
+extern MemoryContext CommandContext(Command *command);
+/* It has left, or will be read again at the next claim. */
+extern void CommandForgetRequest(Command *command);
 /* Drop from memory; out of all lists. */
 extern void CommandForget(Command *command);
 /* Its next deadline changed. */
@@ -185,15 +211,32 @@ extern void ConnectionsPublish(void);
 extern void ConnectionsFlush(void);
 /* Milliseconds until something here is due. */
 extern long ConnectionsTimeout(void);
-/* Put a queued command into the queue of its link, behind those that are there (or before). */
+/* Let a queued command wait for its link, behind those of its sender that do already (or before). */
 extern void ConnectionEnqueue(Command *command, bool first);
-extern void ConnectionDequeue(Command *command);
 /* Is the way open, so that lack of credit is the peer's answer? */
 extern bool ConnectionIsUp(const Command *command);
-/* Commands that can leave now, at most max; they stay in their queues. */
-extern int	ConnectionsSendable(Command **commands, int max);
 /* Hand over a claimed command; false if it cannot leave now (nothing of it was sent). */
 extern bool ConnectionSend(Command *command);
+
+/* ---- queue.c ---- */
+
+extern dlist_head Senders;
+
+extern Sender *SenderFind(const char *name);
+/* link NULL: there is no way yet; it is only counted. */
+extern void QueueAdd(Command *command, Link *link, bool first);
+/* Nothing happens if it does not wait. */
+extern void QueueRemove(Command *command);
+/* The link it waits for; NULL if it does not wait. */
+extern Link *QueueLink(const Command *command);
+/* Commands that can leave now, at most max, those of different senders in turn; they stay where they wait. */
+extern int	QueueSendable(Command **commands, int max);
+/* How many more commands of a sender may be read. */
+extern int	QueueRoom(const Sender *sender);
+/* Is it time to read more of them? */
+extern bool QueueIsLow(const Sender *sender);
+/* Senders with something to send, now or a moment ago. */
+extern int	QueueActiveSenders(void);
 
 /* ---- journal.c ---- */
 

@@ -32,6 +32,8 @@
 
 /* All payloads of all slots together. */
 #define MAX_AREA (UINT64CONST(512) * 1024 * 1024)
+/* What the requests of one role may take of it. */
+#define MAX_AREA_OF_ROLE (MAX_AREA / 4)
 #define NCONDITIONS 64
 
 typedef struct Answer
@@ -210,12 +212,18 @@ at_subtransaction_end(SubXactEvent event, SubTransactionId id, SubTransactionId 
 		give_up();
 }
 
-/* A free slot, now FILLING; the limits of slots and of the role's share raise 53000. */
+/*
+ * A free slot, now FILLING, for a request of len bytes. What is used up raises 53000: the
+ * slots, or the role's share of slots or memory.
+ */
 static CallSlot *
-take_free_slot(CallKind kind, Oid role)
+take_free_slot(CallKind kind, Oid role, Size len)
 {
 	CallSlot   *found = NULL;
 	int			used_by_role = 0;
+	Size		bytes_of_role = len;
+	bool		enough_slots;
+	bool		enough_memory;
 
 	LWLockAcquire(&calls->lock, LW_EXCLUSIVE);
 	for (int i = 0; i < calls->nslots; i++)
@@ -225,9 +233,14 @@ take_free_slot(CallKind kind, Oid role)
 		if (slot->state == CALL_FREE)
 			found = found ? found : slot;
 		else if (slot->role == role)
+		{
 			used_by_role++;
+			bytes_of_role += slot->request_len;
+		}
 	}
-	if (found && used_by_role < hybridiot_max_calls_per_role)
+	enough_slots = used_by_role < hybridiot_max_calls_per_role;
+	enough_memory = bytes_of_role <= MAX_AREA_OF_ROLE;
+	if (found && enough_slots && enough_memory)
 	{
 		found->kind = kind;
 		found->role = role;
@@ -236,6 +249,7 @@ take_free_slot(CallKind kind, Oid role)
 		found->taken = false;
 		found->answered = 0;
 		found->n = 0;
+		found->request_len = len;
 		found->sqlstate = 0;
 		found->state = CALL_FILLING;
 		my_call = found;
@@ -247,11 +261,18 @@ take_free_slot(CallKind kind, Oid role)
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
 				 errmsg("too many synchronous calls are in flight"),
 				 errhint("Try again later, use send_command(), or raise hybridiot.call_slots.")));
-	if (my_call == NULL)
+	if (!enough_slots)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
 				 errmsg("this role has too many synchronous calls in flight"),
 				 errhint("Try again later, use send_command(), or raise hybridiot.max_calls_per_role.")));
+	if (!enough_memory)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("the synchronous calls of this role are too large together"),
+				 errdetail("At most %d MB of requests may be in flight for a role.",
+						   (int) (MAX_AREA_OF_ROLE / 1024 / 1024)),
+				 errhint("Call fewer devices at a time, or use send_command().")));
 	return found;
 }
 
@@ -270,7 +291,7 @@ CallBegin(CallKind kind, Oid role, const char *request, Size len, int n)
 		registered = true;
 	}
 	attach_area();
-	slot = take_free_slot(kind, role);
+	slot = take_free_slot(kind, role, len);
 	slot->request = dsa_allocate_extended(area, len, DSA_ALLOC_NO_OOM);
 	slot->answers = dsa_allocate_extended(area, sizeof(Answer) * n, DSA_ALLOC_NO_OOM | DSA_ALLOC_ZERO);
 	if (!DsaPointerIsValid(slot->request) || !DsaPointerIsValid(slot->answers))
@@ -282,7 +303,6 @@ CallBegin(CallKind kind, Oid role, const char *request, Size len, int n)
 				 errhint("Try again later, or use send_command().")));
 	}
 	memcpy(dsa_get_address(area, slot->request), request, len);
-	slot->request_len = len;
 	slot->n = n;
 
 	SpinLockAcquire(&slot->mutex);

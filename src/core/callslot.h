@@ -43,7 +43,7 @@ extern void CallShmemInit(bool found);
 
 /*
  * Take a slot and hand over n requests (packed, one after the other). ereport 53000 when
- * the slots, or those of the role, are all taken. The slot is given up by itself when
+ * the slots, or the role's share of them or of their memory, are used up. The slot is given up by itself when
  * the caller's (sub)transaction aborts or its process ends.
  */
 extern CallSlot *CallBegin(CallKind kind, Oid role, const char *request, Size len, int n);

@@ -329,9 +329,9 @@ CatalogFindIdempotent(const CommandRequest *request, pg_uuid_t *id, bool *same)
 }
 
 static CatalogQuery insert_origin = {
-	.sql = "INSERT INTO hybridiot.command_origin (command_id, system_id, timeline, database, instance, epoch, server)"
-	" VALUES ($1, $2, $3, $4, $5, $6, $7)",
-	.nargs = IDENTITY_ARGS + 3,.argtypes = {UUIDOID, IDENTITY_TYPES, INT8OID, OIDOID}
+	.sql = "INSERT INTO hybridiot.command_origin (command_id, system_id, timeline, database, instance, epoch, server, sender)"
+	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+	.nargs = IDENTITY_ARGS + 4,.argtypes = {UUIDOID, IDENTITY_TYPES, INT8OID, OIDOID, NAMEOID}
 };
 
 /* Does an origin o come from elsewhere than $1 to $4? An instance that was not known is no difference. */
@@ -339,7 +339,7 @@ static CatalogQuery insert_origin = {
 	"((o.system_id, o.timeline, o.database) IS DISTINCT FROM ($1, $2, $3) OR coalesce(o.instance <> $4, false))"
 
 void
-CatalogInsertOrigin(const pg_uuid_t *id, Oid server, int64 epoch)
+CatalogInsertOrigin(const pg_uuid_t *id, Oid server, const char *sender, int64 epoch)
 {
 	Parameters	p = {0};
 
@@ -350,6 +350,7 @@ CatalogInsertOrigin(const pg_uuid_t *id, Oid server, int64 epoch)
 	else
 		put_null(&p);
 	put(&p, ObjectIdGetDatum(server));
+	put_name(&p, sender);
 	CatalogExecute(&insert_origin, p.values, p.nulls, 0);
 }
 
@@ -365,6 +366,7 @@ CatalogInsertForeignOrigin(const pg_uuid_t *id)
 	put_null(&p);
 	put_null(&p);
 	put(&p, ObjectIdGetDatum(InvalidOid));
+	put_name(&p, "");
 	CatalogExecute(&insert_origin, p.values, p.nulls, 0);
 }
 
@@ -592,28 +594,74 @@ CatalogQueueHorizon(void)
 	return U64FromFullTransactionId(FullTransactionIdFromEpochAndXid(epoch, xmin));
 }
 
+static Datum
+name_array(const char **names, int n)
+{
+	Datum	   *elements = palloc(sizeof(Datum) * n);
+
+	for (int i = 0; i < n; i++)
+		elements[i] = DirectFunctionCall1(namein, CStringGetDatum(names[i]));
+	return PointerGetDatum(construct_array(elements, n, NAMEOID, NAMEDATALEN, false, TYPALIGN_CHAR));
+}
+
 int
-CatalogReadQueue(uint64 after_xid, int64 after_seq, int limit,
-				 QueuedCommand **commands, MemoryContext context)
+CatalogNewSenders(const char **known, int nknown, char ***names, MemoryContext context)
+{
+	/* Entries of senders that are known, many of them dead perhaps, are jumped over. */
+	static CatalogQuery query = {
+		.sql = "WITH gap AS MATERIALIZED (SELECT k.sender AS low, pg_catalog.lead(k.sender) OVER (ORDER BY k.sender) AS high"
+		" FROM pg_catalog.unnest($1) k(sender))"
+		" SELECT n.sender::pg_catalog.text FROM gap g, LATERAL (SELECT o.sender FROM hybridiot.command_origin o WHERE o.epoch IS NULL"
+		" AND o.sender > g.low AND o.sender < g.high ORDER BY o.sender LIMIT 1) n WHERE g.high IS NOT NULL"
+		" UNION ALL"
+		" SELECT n.sender::pg_catalog.text FROM gap g, LATERAL (SELECT o.sender FROM hybridiot.command_origin o WHERE o.epoch IS NULL"
+		" AND o.sender > g.low ORDER BY o.sender LIMIT 1) n WHERE g.high IS NULL",
+		.nargs = 1,.argtypes = {NAMEARRAYOID}
+	};
+	Datum		values[] = {name_array(known, nknown)};
+	int			n = (int) CatalogExecute(&query, values, NULL, 0);
+
+	*names = MemoryContextAlloc(context, sizeof(char *) * (n + 1));
+	for (int i = 0; i < n; i++)
+		(*names)[i] = CatalogString(i, 1, context);
+	return n;
+}
+
+int
+CatalogReadQueue(const QueuePlace *places, int nplaces, QueuedCommand **commands, MemoryContext context)
 {
 	static CatalogQuery query = {
 		/* One from the future was queued before the clock was set back: nobody knows how long ago, so it is over. */
-		.sql = "SELECT o.command_id, o.server, c.device, c.mode, CASE WHEN c.queued_at <= pg_catalog.clock_timestamp() + '1 s'"
+		.sql = "SELECT q.*, p.place FROM ROWS FROM (pg_catalog.unnest($5), pg_catalog.unnest($6), pg_catalog.unnest($7),"
+		" pg_catalog.unnest($8)) WITH ORDINALITY p(sender, xid, seq, up_to, place), LATERAL ("
+		"SELECT o.command_id, o.server, c.device, c.mode, CASE WHEN c.queued_at <= pg_catalog.clock_timestamp() + '1 s'"
 		" THEN c.expires_at ELSE c.expires_at - '100 years'::pg_catalog.interval END, c.reply_within, o.queued_xid, o.seq,"
 		" " ELSEWHERE
 		" FROM hybridiot.command_origin o JOIN hybridiot.command c ON c.id = o.command_id"
-		" WHERE o.epoch IS NULL AND (o.queued_xid, o.seq) > ($5, $6)"
-		" ORDER BY o.queued_xid, o.seq LIMIT $7",
-		.nargs = IDENTITY_ARGS + 3,.argtypes = {IDENTITY_TYPES, XID8OID, INT8OID, INT4OID}
+		" WHERE o.epoch IS NULL AND o.sender = p.sender AND (o.queued_xid, o.seq) > (p.xid, p.seq)"
+		" ORDER BY o.queued_xid, o.seq LIMIT p.up_to) q ORDER BY p.place, q.queued_xid, q.seq",
+		.nargs = IDENTITY_ARGS + 4,.argtypes = {IDENTITY_TYPES, NAMEARRAYOID, XID8ARRAYOID, INT8ARRAYOID, INT4ARRAYOID}
 	};
+	const char **senders = palloc(sizeof(char *) * nplaces);
+	Datum	   *xids = palloc(sizeof(Datum) * nplaces);
+	Datum	   *seqs = palloc(sizeof(Datum) * nplaces);
+	Datum	   *limits = palloc(sizeof(Datum) * nplaces);
 	Parameters	p = {0};
 	bool		isnull;
 	int			n;
 
+	for (int i = 0; i < nplaces; i++)
+	{
+		senders[i] = places[i].sender;
+		xids[i] = UInt64GetDatum(places[i].xid);
+		seqs[i] = Int64GetDatum(places[i].seq);
+		limits[i] = Int32GetDatum(places[i].limit);
+	}
 	put_identity(&p);
-	put(&p, UInt64GetDatum(after_xid));
-	put(&p, Int64GetDatum(after_seq));
-	put(&p, Int32GetDatum(limit));
+	put(&p, name_array(senders, nplaces));
+	put_pointer(&p, construct_array(xids, nplaces, XID8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	put_pointer(&p, construct_array(seqs, nplaces, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	put_pointer(&p, construct_array(limits, nplaces, INT4OID, 4, true, TYPALIGN_INT));
 	n = (int) CatalogExecute(&query, p.values, p.nulls, 0);
 	*commands = MemoryContextAllocZero(context, sizeof(QueuedCommand) * (n + 1));
 	for (int i = 0; i < n; i++)
@@ -629,6 +677,7 @@ CatalogReadQueue(uint64 after_xid, int64 after_seq, int limit,
 		command->xid = DatumGetUInt64(CatalogColumn(i, 7, &isnull));
 		command->seq = DatumGetInt64(CatalogColumn(i, 8, &isnull));
 		command->foreign = DatumGetBool(CatalogColumn(i, 9, &isnull));
+		command->place = (int) DatumGetInt64(CatalogColumn(i, 10, &isnull)) - 1;
 	}
 	return n;
 }

@@ -115,8 +115,18 @@ typedef struct QueuedCommand
 	int64		reply_within_ms;
 	uint64		xid;			/* its place in the queue: transaction, */
 	int64		seq;			/* and order within */
+	int			place;			/* index of the QueuePlace it was read for */
 	bool		foreign;		/* of another database, or restored: not to be sent */
 } QueuedCommand;
+
+/* How far a sender's queue was read, and how much is to be read of it. */
+typedef struct QueuePlace
+{
+	const char *sender;
+	uint64		xid;			/* behind this place; 0, 0: from its beginning */
+	int64		seq;
+	int			limit;
+} QueuePlace;
 
 /* A command accepted in an earlier life of the worker, still without reply. */
 typedef struct OpenCommand
@@ -158,8 +168,8 @@ extern bool CatalogInsertCommand(const CommandRequest *request, CommandState sta
  * *same: it was asked for with the same arguments.
  */
 extern bool CatalogFindIdempotent(const CommandRequest *request, pg_uuid_t *id, bool *same);
-/* Note where a command that is not final comes from. epoch 0: not claimed. */
-extern void CatalogInsertOrigin(const pg_uuid_t *id, Oid server, int64 epoch);
+/* Note where a command that is not final comes from, and whose queue it is in. epoch 0: not claimed. */
+extern void CatalogInsertOrigin(const pg_uuid_t *id, Oid server, const char *sender, int64 epoch);
 /* A row restored from a dump: it comes from nowhere we know. */
 extern void CatalogInsertForeignOrigin(const pg_uuid_t *id);
 extern void CatalogDeleteOrigins(const pg_uuid_t *ids, int n);
@@ -170,12 +180,17 @@ extern void CatalogUpdateCommand(const CommandUpdate *update);
 extern void CatalogInsertEvents(const CommandEvent *events, int n);
 
 /*
- * Unclaimed commands behind a place in the queue (0, 0: its beginning), in order. Returns how many (at most limit). What transactions
+ * Unclaimed commands of each sender behind its place, in order; returns how many. What transactions
  * that are still running queue lies at or behind CatalogQueueHorizon(), taken before.
  */
 extern uint64 CatalogQueueHorizon(void);
-extern int	CatalogReadQueue(uint64 after_xid, int64 after_seq, int limit,
+extern int	CatalogReadQueue(const QueuePlace *places, int nplaces,
 							 QueuedCommand **commands, MemoryContext context);
+/*
+ * Senders in the queue that are not known yet: of those between two known names the first, so ask again
+ * until there is none. "" has to be known. Returns how many.
+ */
+extern int	CatalogNewSenders(const char **known, int nknown, char ***names, MemoryContext context);
 /*
  * Claim a queued command; NULL if it is not queued (any more). The row is
  * read in full; content_type etc. live in context.

@@ -16,7 +16,7 @@ sub result { return $node->safe_psql('test', $_[0]) }
 sub twice
 {
 	my %times;
-	$times{ $_->{id} }++ for $fleet->ledger;
+	$times{$_}++ for $fleet->ledger_column('id');
 	return join ' ', grep { $times{$_} > 1 } keys %times;
 }
 
@@ -137,7 +137,7 @@ for my $round (1 .. 5)
 	my $pid = worker_pid($node, "kind = 'amqp'");
 	poll_is($node, 'SELECT state FROM hybridiot.stat_connection', 'up', "round $round: connected");
 	$node->safe_psql('test', q{INSERT INTO hybridiot.command (device, command, ttl, reply_within)
-		SELECT 'press-' || 1 + i % 20, 'load', '2 min', '20 s' FROM generate_series(0, 2999) i});
+		SELECT 'press-' || 1 + i % 20, 'load', '2 min', '4 s' FROM generate_series(0, 2999) i});
 	sleep 0.02 + rand 0.3;
 	$inside++ if result(q{SELECT EXISTS (SELECT FROM hybridiot.command WHERE command = 'load' AND state IN ('sending', 'sent', 'accepted'))}) eq 't';
 	if ($round == 5) { kill_postmaster($node) }
@@ -150,7 +150,7 @@ note("$kills kills, $inside while commands were in flight");
 cmp_ok($inside, '>=', $kills / 2, 'at least half of the kills hit commands in flight');
 is(result(q{SELECT count(*) FROM hybridiot.command WHERE command = 'load'}), 3000 * $kills, 'none is lost');
 is(twice(), '', 'no id reached a device twice');
-my %reached = map { $_->{id} => 1 } $fleet->ledger;
+my %reached = map { $_ => 1 } $fleet->ledger_column('id');
 is((grep { !$reached{$_} } split /\n/, result(q{SELECT id FROM hybridiot.command WHERE command = 'load' AND state = 'succeeded'})),
 	0, 'what succeeded did reach its device');
 note('in doubt: ' . result(q{SELECT count(*) FROM hybridiot.command WHERE command = 'load' AND state = 'in_doubt'}));
@@ -194,7 +194,7 @@ poll_is($node, q{SELECT count(*) > 0 FROM hybridiot.command WHERE command = 'stu
 $fleet->command({ pause => JSON::PP::false });
 poll_is($node, q{SELECT count(*) FROM hybridiot.command WHERE command = 'stuck' AND state IN ('queued', 'sending', 'sent', 'accepted')}, 0,
 	'all came to an end');
-%reached = map { $_->{id} => 1 } $fleet->ledger;
+%reached = map { $_ => 1 } $fleet->ledger_column('id');
 is((grep { $reached{$_} } split /\n/, result(q{SELECT id FROM hybridiot.command WHERE command = 'stuck' AND state IN ('expired', 'undeliverable')})),
 	0, 'what expired never arrived');
 

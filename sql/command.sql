@@ -4,6 +4,8 @@ CREATE EXTENSION IF NOT EXISTS hybridiot;
 CREATE ROLE regress_operator;
 CREATE ROLE regress_colleague IN ROLE regress_operator;
 CREATE ROLE regress_stranger;
+CREATE SCHEMA AUTHORIZATION regress_operator;
+GRANT pg_read_server_files TO regress_operator;
 RESET client_min_messages;
 
 -- Nobody listens at this port: what is queued stays queued.
@@ -67,6 +69,27 @@ SELECT * FROM hybridiot.wait_commands('{}');
 SELECT hybridiot.cancel_command('00000000-0000-4000-8000-000000000000');
 SELECT hybridiot.cancel_command(NULL);
 
+-- times that make no sense, at every entry point; infinity is no interval at all before PostgreSQL 17
+CREATE FUNCTION pg_temp.try(statement text) RETURNS text LANGUAGE plpgsql AS
+	$$ BEGIN EXECUTE statement; RETURN 'yes'; EXCEPTION WHEN invalid_datetime_format THEN RETURN '22023'; WHEN OTHERS THEN RETURN SQLSTATE; END $$;
+SELECT parameter || ' ' || value AS time, entry, pg_temp.try(format(template, parameter, value)) AS refused
+FROM unnest(ARRAY['ttl', 'reply_within']) WITH ORDINALITY AS p (parameter, i),
+	unnest(ARRAY['NULL', '''-1 us''', '''-1 s''', '''0''', '''999 us''', '''4294967296 ms''', '''1 month''', '''178000000 years''', '''infinity''', '''-infinity'''])
+		WITH ORDINALITY AS v (value, j),
+	(VALUES ('send', 'SELECT hybridiot.send_command(''press-1'', ''time'', %s => %s)'),
+		('call', 'SELECT hybridiot.call_device(''press-1'', ''time'', %s => %s)'),
+		('calls', 'SELECT hybridiot.call_devices(ARRAY[''press-1''], ''time'', %s => %s)'),
+		('insert', 'INSERT INTO hybridiot.command (device, command, %s) VALUES (''press-1'', ''time'', %s)')) AS e (entry, template)
+WHERE parameter = 'ttl' OR value NOT IN ('''0''', '''999 us''')
+ORDER BY i, j \crosstabview time entry refused
+-- but 0, which asks for no answer; what is more than that is more
+BEGIN;
+SELECT hybridiot.send_command('press-1', 'time', ttl => '1 ms', reply_within => t) IS NOT NULL AS sent FROM unnest(ARRAY['0', '1 us']::interval[]) AS t;
+INSERT INTO hybridiot.command (device, command, ttl, reply_within) VALUES ('press-1', 'time', '1.5 ms', '0.7 ms');
+SELECT ttl, reply_within FROM hybridiot.command ORDER BY reply_within;
+ROLLBACK;
+DROP FUNCTION pg_temp.try(text);
+
 -- a command is queued at COMMIT, and never by ROLLBACK
 BEGIN;
 SELECT hybridiot.send_command('press-1', 'rolled back') AS id \gset
@@ -106,6 +129,28 @@ UPDATE hybridiot.command SET state = 'succeeded';
 DELETE FROM hybridiot.command;
 TRUNCATE hybridiot.command;
 INSERT INTO hybridiot.command (device, command) VALUES ('press-2', 'fan') ON CONFLICT (id) DO UPDATE SET state = 'sent';
+INSERT INTO hybridiot.command (device, command, ttl) VALUES ('press-2', 'fan', '1 h') ON CONFLICT DO NOTHING;
+SELECT id AS any FROM hybridiot.command LIMIT 1 \gset
+MERGE INTO hybridiot.command c USING (SELECT 1) s ON c.id = :'any' WHEN MATCHED THEN UPDATE SET state = 'sent';
+MERGE INTO hybridiot.command c USING (SELECT 1) s ON c.id = :'any' WHEN MATCHED THEN DELETE;
+MERGE INTO hybridiot.command c USING (SELECT 1) s ON false WHEN NOT MATCHED THEN INSERT (id, device, command) VALUES (gen_random_uuid(), 'press-2', 'forged');
+COPY hybridiot.command (id, device, command) FROM '/dev/null';
+COPY hybridiot.command (device, command, ttl) FROM '/dev/null';
+SELECT FROM hybridiot.command FOR UPDATE;
+SELECT FROM hybridiot.command FOR KEY SHARE;
+BEGIN;
+LOCK TABLE hybridiot.command IN SHARE MODE;
+ROLLBACK;
+BEGIN;
+LOCK TABLE hybridiot.command IN ROW EXCLUSIVE MODE;
+ROLLBACK;
+CREATE TABLE regress_operator.refers (id uuid REFERENCES hybridiot.command);
+CREATE RULE mine AS ON INSERT TO hybridiot.command DO INSTEAD NOTHING;
+CREATE POLICY mine ON hybridiot.command USING (true);
+ALTER TABLE hybridiot.command DISABLE ROW LEVEL SECURITY;
+CREATE INDEX mine ON hybridiot.command (device);
+CREATE TEMP TABLE child () INHERITS (hybridiot.command);
+SET session_replication_role = replica;
 CREATE TRIGGER mine BEFORE INSERT ON hybridiot.command FOR EACH ROW EXECUTE FUNCTION hybridiot.command_insert();
 ALTER TABLE hybridiot.command DISABLE TRIGGER ALL;
 INSERT INTO hybridiot.command_event VALUES (NULL, now(), 'sent');
@@ -164,6 +209,43 @@ INSERT INTO hybridiot.command (id, device, command, sender, server, mode, state,
 SELECT s AS was, c.state FROM unnest(ARRAY['queued', 'sending', 'sent', 'accepted', 'succeeded', 'timed_out']) WITH ORDINALITY AS s (s, i)
 	CROSS JOIN LATERAL hybridiot.wait_command(('00000000-0000-4000-8000-00000000000' || i)::uuid, '60 s') AS c;
 
+-- what a person found out about those: noted at once, whatever becomes of the transaction; the state stays
+UPDATE hybridiot.command SET sender = 'regress_operator' WHERE device = 'old';
+GRANT USAGE ON FOREIGN SERVER gateway TO regress_operator;
+REVOKE regress_operator FROM regress_stranger;
+SET ROLE regress_colleague;
+SELECT hybridiot.resolve_command(NULL, 'executed', 'x');
+SELECT hybridiot.resolve_command('00000000-0000-4000-8000-000000000001', NULL, 'x');
+SELECT hybridiot.resolve_command('00000000-0000-4000-8000-000000000001', 'done', 'x');
+SELECT hybridiot.resolve_command('00000000-0000-4000-8000-000000000001', 'executed', '');
+SELECT hybridiot.resolve_command('00000000-0000-4000-8000-000000000001', 'executed', repeat('x', 1025));
+SELECT hybridiot.resolve_command('00000000-0000-4000-8000-000000000000', 'executed', 'x');
+SELECT hybridiot.resolve_command('00000000-0000-4000-8000-000000000005', 'executed', 'x');
+BEGIN;
+SELECT hybridiot.send_command('press-1', 'rolled back') AS own \gset
+SELECT hybridiot.resolve_command(:'own', 'executed', 'x');
+ROLLBACK;
+BEGIN;
+SELECT hybridiot.resolve_command('00000000-0000-4000-8000-000000000001', 'executed', 'the press is down: looked at it');
+ROLLBACK;
+SELECT state, resolution, resolved_by, resolved_at > queued_at AS later FROM hybridiot.command WHERE id = '00000000-0000-4000-8000-000000000001';
+RESET ROLE;
+SET ROLE regress_operator;
+-- said again; said by somebody else; corrected, twice
+SELECT hybridiot.resolve_command('00000000-0000-4000-8000-000000000006', 'not_executed', NULL);
+SELECT hybridiot.resolve_command('00000000-0000-4000-8000-000000000006', 'not_executed', NULL);
+SELECT hybridiot.resolve_command('00000000-0000-4000-8000-000000000001', 'executed', 'the press is down: looked at it');
+SELECT hybridiot.resolve_command('00000000-0000-4000-8000-000000000001', 'not_executed', 'it was the other press');
+SELECT hybridiot.resolve_command('00000000-0000-4000-8000-000000000001', 'not_executed', 'it was the other press');
+SELECT id, state, resolution, resolved_by FROM hybridiot.command WHERE resolution IS NOT NULL ORDER BY id;
+SELECT right(command_id::text, 1) AS id, state, cause FROM hybridiot.command_event WHERE cause LIKE 'resolved%' ORDER BY command_id, at;
+RESET ROLE;
+SET ROLE regress_stranger;
+SELECT hybridiot.resolve_command('00000000-0000-4000-8000-000000000001', 'executed', 'x');
+RESET ROLE;
+UPDATE hybridiot.command SET sender = 'somebody' WHERE device = 'old';
+REVOKE USAGE ON FOREIGN SERVER gateway FROM regress_operator;
+
 -- a dropped role's commands are seen by superusers only, and nothing fails
 SELECT DISTINCT hybridiot.role_sees('somebody');
 SET ROLE regress_operator;
@@ -179,4 +261,5 @@ DROP SERVER gateway, broker, hono, records;
 RESET hybridiot.command_server;
 SET client_min_messages = warning;
 DROP EXTENSION hybridiot CASCADE;
+DROP SCHEMA regress_operator;
 DROP ROLE regress_stranger, regress_colleague, regress_operator;

@@ -504,6 +504,27 @@ COMMENT ON TABLE hybridiot.reply_address IS
 CREATE SEQUENCE hybridiot.command_epoch;
 COMMENT ON SEQUENCE hybridiot.command_epoch IS 'counts the lives of the AMQP worker';
 
+-- Which devices a role may command. By name, so that it means the same where it is restored.
+CREATE TABLE hybridiot.device_grant (
+	role pg_catalog.name NOT NULL,
+	server pg_catalog.name NOT NULL,
+	pattern pg_catalog.text NOT NULL,
+	PRIMARY KEY (server, role, pattern)
+);
+COMMENT ON TABLE hybridiot.device_grant IS
+'devices that roles may command, as patterns of LIKE; a server without any is open to all roles with USAGE on it. Written by grant_devices() and revoke_devices()';
+GRANT SELECT ON hybridiot.device_grant TO PUBLIC;
+
+CREATE FUNCTION hybridiot.device_grant_changed() RETURNS pg_catalog.trigger
+LANGUAGE C AS 'MODULE_PATHNAME', 'hybridiot_device_grant_changed';
+REVOKE ALL ON FUNCTION hybridiot.device_grant_changed() FROM PUBLIC;
+COMMENT ON FUNCTION hybridiot.device_grant_changed() IS 'makes sessions read hybridiot.device_grant anew';
+CREATE TRIGGER device_grant_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON hybridiot.device_grant
+	FOR EACH STATEMENT EXECUTE FUNCTION hybridiot.device_grant_changed();
+COMMENT ON TRIGGER device_grant_changed ON hybridiot.device_grant IS 'makes sessions read the table anew';
+
+SELECT pg_catalog.pg_extension_config_dump('hybridiot.device_grant', '');
+
 SELECT pg_catalog.pg_extension_config_dump('hybridiot.command', '');
 SELECT pg_catalog.pg_extension_config_dump('hybridiot.command_event', '');
 SELECT pg_catalog.pg_extension_config_dump('hybridiot.command_reply', '');
@@ -599,7 +620,22 @@ COMMENT ON FUNCTION hybridiot.wait_commands(pg_catalog.uuid[], pg_catalog.interv
 CREATE FUNCTION hybridiot.cancel_command(id pg_catalog.uuid) RETURNS pg_catalog.text
 LANGUAGE C VOLATILE STRICT PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_cancel_command';
 COMMENT ON FUNCTION hybridiot.cancel_command(pg_catalog.uuid) IS
-'cancels a command at once, not at COMMIT: cancelled if it can no longer leave, too_late if it may have left. Raises 55000 in the transaction that queued it (ROLLBACK undoes that), 42704 for a command you do not see';
+'cancels a command at once, not at COMMIT: cancelled if it can no longer leave, too_late if it may have left. Raises 55000 in the transaction that queued it (ROLLBACK undoes that), without a worker and in a pipeline, 55P03 if a lock on the journal is in the way, 42704 for a command you do not see';
+
+CREATE FUNCTION hybridiot.resolve_command(id pg_catalog.uuid, outcome pg_catalog.text, note pg_catalog.text) RETURNS pg_catalog.void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_resolve_command';
+COMMENT ON FUNCTION hybridiot.resolve_command(pg_catalog.uuid, pg_catalog.text, pg_catalog.text) IS
+'notes what you found out about a command that is in_doubt or timed_out: executed or not_executed, and a note (may be null) for its event; at once, not at COMMIT. The state stays. Another resolution replaces the one before. Raises 55000 for commands in other states, without a worker and in a pipeline, 22023 for another outcome, 42704 for a command you do not see';
+
+CREATE FUNCTION hybridiot.grant_devices(role pg_catalog.regrole, server pg_catalog.name, pattern pg_catalog.text) RETURNS pg_catalog.void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_grant_devices';
+COMMENT ON FUNCTION hybridiot.grant_devices(pg_catalog.regrole, pg_catalog.name, pg_catalog.text) IS
+'lets a role command the devices of an AMQP server whose names match the pattern, as LIKE does (% and _, case counts). From the first grant on, a role needs one beside USAGE on the server; its owner and superusers do not. Only the server''s owner grants (42501); 22025 and 22023 for a bad pattern, 22004, 42704, 42809';
+
+CREATE FUNCTION hybridiot.revoke_devices(role pg_catalog.regrole, server pg_catalog.name, pattern pg_catalog.text) RETURNS pg_catalog.void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_revoke_devices';
+COMMENT ON FUNCTION hybridiot.revoke_devices(pg_catalog.regrole, pg_catalog.name, pg_catalog.text) IS
+'takes back what grant_devices() gave with the same pattern; 42704 if there is no such grant. Without its last grant a server is open again to all roles with USAGE on it, which a NOTICE tells. Raises what grant_devices() raises';
 
 CREATE FUNCTION hybridiot.connection_stat(
 	OUT server pg_catalog.name, OUT kind pg_catalog.text, OUT state pg_catalog.text, OUT since pg_catalog.timestamptz,

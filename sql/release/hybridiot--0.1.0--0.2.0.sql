@@ -212,3 +212,46 @@ CREATE FUNCTION hybridiot.verify_pipeline(
 LANGUAGE C STABLE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_verify_pipeline';
 COMMENT ON FUNCTION hybridiot.verify_pipeline(pg_catalog.name, pg_catalog.regclass) IS
 'runs a windowed pipeline''s statement over a table that has the records of its stream, with their partition and offset, and returns how the target differs in closed windows: rows that are missing there, and unexpected ones. Late and failed ones, as dead letters say, are left out. Read-only, one snapshot, as the owner, who needs SELECT on both. Needs membership in the owner (42501); 42704 if there is no such pipeline, 42703 and 42804 for columns of the source, 0A000 for what cannot be compared';
+
+-- ---------------------------------------------------------------------------
+-- Commands: who may what, and what people found out
+-- ---------------------------------------------------------------------------
+
+-- Which devices a role may command. By name, so that it means the same where it is restored.
+CREATE TABLE hybridiot.device_grant (
+	role pg_catalog.name NOT NULL,
+	server pg_catalog.name NOT NULL,
+	pattern pg_catalog.text NOT NULL,
+	PRIMARY KEY (server, role, pattern)
+);
+COMMENT ON TABLE hybridiot.device_grant IS
+'devices that roles may command, as patterns of LIKE; a server without any is open to all roles with USAGE on it. Written by grant_devices() and revoke_devices()';
+GRANT SELECT ON hybridiot.device_grant TO PUBLIC;
+
+CREATE FUNCTION hybridiot.device_grant_changed() RETURNS pg_catalog.trigger
+LANGUAGE C AS 'MODULE_PATHNAME', 'hybridiot_device_grant_changed';
+REVOKE ALL ON FUNCTION hybridiot.device_grant_changed() FROM PUBLIC;
+COMMENT ON FUNCTION hybridiot.device_grant_changed() IS 'makes sessions read hybridiot.device_grant anew';
+CREATE TRIGGER device_grant_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON hybridiot.device_grant
+	FOR EACH STATEMENT EXECUTE FUNCTION hybridiot.device_grant_changed();
+COMMENT ON TRIGGER device_grant_changed ON hybridiot.device_grant IS 'makes sessions read the table anew';
+
+SELECT pg_catalog.pg_extension_config_dump('hybridiot.device_grant', '');
+
+COMMENT ON FUNCTION hybridiot.cancel_command(pg_catalog.uuid) IS
+'cancels a command at once, not at COMMIT: cancelled if it can no longer leave, too_late if it may have left. Raises 55000 in the transaction that queued it (ROLLBACK undoes that), without a worker and in a pipeline, 55P03 if a lock on the journal is in the way, 42704 for a command you do not see';
+
+CREATE FUNCTION hybridiot.resolve_command(id pg_catalog.uuid, outcome pg_catalog.text, note pg_catalog.text) RETURNS pg_catalog.void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_resolve_command';
+COMMENT ON FUNCTION hybridiot.resolve_command(pg_catalog.uuid, pg_catalog.text, pg_catalog.text) IS
+'notes what you found out about a command that is in_doubt or timed_out: executed or not_executed, and a note (may be null) for its event; at once, not at COMMIT. The state stays. Another resolution replaces the one before. Raises 55000 for commands in other states, without a worker and in a pipeline, 22023 for another outcome, 42704 for a command you do not see';
+
+CREATE FUNCTION hybridiot.grant_devices(role pg_catalog.regrole, server pg_catalog.name, pattern pg_catalog.text) RETURNS pg_catalog.void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_grant_devices';
+COMMENT ON FUNCTION hybridiot.grant_devices(pg_catalog.regrole, pg_catalog.name, pg_catalog.text) IS
+'lets a role command the devices of an AMQP server whose names match the pattern, as LIKE does (% and _, case counts). From the first grant on, a role needs one beside USAGE on the server; its owner and superusers do not. Only the server''s owner grants (42501); 22025 and 22023 for a bad pattern, 22004, 42704, 42809';
+
+CREATE FUNCTION hybridiot.revoke_devices(role pg_catalog.regrole, server pg_catalog.name, pattern pg_catalog.text) RETURNS pg_catalog.void
+LANGUAGE C VOLATILE PARALLEL UNSAFE AS 'MODULE_PATHNAME', 'hybridiot_revoke_devices';
+COMMENT ON FUNCTION hybridiot.revoke_devices(pg_catalog.regrole, pg_catalog.name, pg_catalog.text) IS
+'takes back what grant_devices() gave with the same pattern; 42704 if there is no such grant. Without its last grant a server is open again to all roles with USAGE on it, which a NOTICE tells. Raises what grant_devices() raises';

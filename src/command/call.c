@@ -1,7 +1,7 @@
 /*
  * call.c
  *		The session's side of synchronous calls: call_device(), call_devices(),
- *		cancel_command() through shared slots; wait_command(s)() on the journal.
+ *		cancel_command(), resolve_command() through shared slots; wait_command(s)() on the journal.
  *
  * The session checks, hands over and waits on its latch, so that cancel and
  * terminate work at once. What it handed over goes on without it: a call is not
@@ -17,11 +17,14 @@
 #include "foreign/foreign.h"
 #include "funcapi.h"
 #include "miscadmin.h"
+#include "storage/proc.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/uuid.h"
 
+#include "command/grant.h"
 #include "command/request.h"
 #include "core/callslot.h"
 #include "core/clock.h"
@@ -35,6 +38,8 @@
 #define GRACE_MS 5000
 /* A sleeper looks again after this long even if nobody wakes him. */
 #define LOOK_AGAIN_MS 5000
+/* How long a lock on the journal may be in the way, unless the session's own lock_timeout is shorter. */
+#define LOCK_WAIT "5s"
 
 /* ---- results ---- */
 
@@ -103,6 +108,9 @@ read_row(const pg_uuid_t *id)
 	CommandRow *row;
 
 	CatalogEnter(&scope);
+	if (LockTimeout == 0 || LockTimeout > GRACE_MS)
+		(void) set_config_option("lock_timeout", LOCK_WAIT, PGC_USERSET, PGC_S_SESSION,
+								 GUC_ACTION_SAVE, true, 0, false);
 	row = CatalogReadCommand(id, context);
 	CatalogLeave(&scope);
 	return row;
@@ -339,6 +347,7 @@ read_own_row(const pg_uuid_t *id)
 
 		if (acl != ACLCHECK_OK)
 			aclcheck_error(acl, OBJECT_FOREIGN_SERVER, server->servername);
+		GrantCheck(server, row->device);
 	}
 	return row;
 }
@@ -433,25 +442,49 @@ hybridiot_wait_commands(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-/* ---- cancel ---- */
+/* ---- cancel, resolve ---- */
+
+/*
+ * A request to the worker, which alone changes the journal and knows what can still leave. It takes
+ * effect at once, whatever becomes of the caller's transaction. Returns the answer, palloc'd.
+ */
+static char *
+ask_worker(CallKind kind, const char *request, Size len)
+{
+	CallSlot   *slot;
+	CallState	state;
+	Size		answer_len;
+	const char *answer;
+	char	   *result = NULL;
+
+	if (!hybridiot_enabled)
+		refuse_without_worker();
+	slot = CallBegin(kind, GetUserId(), request, len, 1);
+	state = wait_for_answer(slot, GRACE_MS);
+	answer = state == CALL_DONE ? CallAnswer(slot, 0, &answer_len) : NULL;
+	if (answer)
+		result = pnstrdup(answer, answer_len);
+	CallEnd(slot);
+	if (state == CALL_TAKEN)
+		ereport(ERROR,
+				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+				 errmsg("the AMQP worker has not answered in time"),
+				 errdetail("It could not write the journal of commands, and goes on trying."),
+				 errhint("See pg_locks for locks on hybridiot.command, and the server's log.")));
+	if (result == NULL)
+		refuse_without_worker();
+	return result;
+}
 
 PG_FUNCTION_INFO_V1(hybridiot_cancel_command);
 
-/*
- * A request to the worker, which alone knows whether the command can still leave. Takes
- * effect at once, whatever becomes of the caller's transaction.
- */
 Datum
 hybridiot_cancel_command(PG_FUNCTION_ARGS)
 {
 	pg_uuid_t  *id = PG_GETARG_UUID_P(0);
 	CommandRow *row;
-	CallSlot   *slot;
-	CallState	state;
-	Size		len;
-	const char *answer;
-	text	   *result;
 
+	RefuseInPipeline("cancel_command()");
 	ShmemRequire("cancel_command()");
 	row = read_own_row(id);
 	refuse_own(row, "cancel_command()", "ROLLBACK, and it was never queued.");
@@ -459,20 +492,58 @@ hybridiot_cancel_command(PG_FUNCTION_ARGS)
 		PG_RETURN_TEXT_P(cstring_to_text("cancelled"));
 	if (row->result.state != COMMAND_QUEUED)
 		PG_RETURN_TEXT_P(cstring_to_text("too_late"));
+	PG_RETURN_TEXT_P(cstring_to_text(ask_worker(CALL_CANCEL, (const char *) id->data, UUID_LEN)));
+}
 
-	if (!hybridiot_enabled)
-		refuse_without_worker();
-	slot = CallBegin(CALL_CANCEL, GetUserId(), (const char *) id->data, UUID_LEN, 1);
-	state = wait_for_answer(slot, GRACE_MS);
-	answer = state == CALL_DONE ? CallAnswer(slot, 0, &len) : NULL;
-	if (answer == NULL)
-	{
-		CallEnd(slot);
-		refuse_without_worker();
-	}
-	result = cstring_to_text_with_len(answer, len);
-	CallEnd(slot);
-	PG_RETURN_TEXT_P(result);
+/* id, outcome and note of resolve_command(). */
+static CommandResolution
+resolution_arguments(FunctionCallInfo fcinfo)
+{
+	CommandResolution resolution = {0};
+
+	if (PG_ARGISNULL(0) || PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("%s must not be null", PG_ARGISNULL(0) ? "id" : "outcome")));
+	resolution.id = *PG_GETARG_UUID_P(0);
+	resolution.outcome = text_to_cstring(PG_GETARG_TEXT_PP(1));
+	if (strcmp(resolution.outcome, "executed") != 0 && strcmp(resolution.outcome, "not_executed") != 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("invalid outcome \"%s\"", resolution.outcome),
+				 errhint("Valid outcomes are \"executed\" and \"not_executed\".")));
+	if (!PG_ARGISNULL(2))
+		resolution.note = text_to_cstring(PG_GETARG_TEXT_PP(2));
+	RequestCheckWord("note", resolution.note, false, MAX_NAME);
+	resolution.role = GetUserNameFromId(GetUserId(), false);
+	return resolution;
+}
+
+PG_FUNCTION_INFO_V1(hybridiot_resolve_command);
+
+Datum
+hybridiot_resolve_command(PG_FUNCTION_ARGS)
+{
+	CommandResolution resolution;
+	CommandRow *row;
+	StringInfoData packed;
+
+	RefuseInPipeline("resolve_command()");
+	ShmemRequire("resolve_command()");
+	resolution = resolution_arguments(fcinfo);
+	row = read_own_row(&resolution.id);
+	refuse_own(row, "resolve_command()", "ROLLBACK, and it was never queued.");
+	if (!CommandIsUncertain(row->result.state))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("command \"%s\" is in state \"%s\"", uuid_text(&row->id), CommandStateName(row->result.state)),
+				 errdetail("Only what is in doubt or has timed out can be resolved."),
+				 CommandIsSettled(row->result.state, row->one_way) ? 0 :
+				 errhint("Wait for it with wait_command(), or cancel it.")));
+	initStringInfo(&packed);
+	ResolutionPack(&packed, &resolution);
+	(void) ask_worker(CALL_RESOLVE, packed.data, packed.len);
+	PG_RETURN_VOID();
 }
 
 PG_FUNCTION_INFO_V1(hybridiot_role_sees);

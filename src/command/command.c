@@ -423,19 +423,17 @@ static void
 take_cancel(CallSlot *slot, const pg_uuid_t *id)
 {
 	Command    *command = CommandFind(id);
-	bool		cancelled;
 
 	if (command == NULL)
-		cancelled = JournalCancel(id);
-	else if ((cancelled = command->result.state == COMMAND_QUEUED && !command->unwritten))
-		CommandChange(command, COMMAND_CANCELLED, NULL);
-	if (command && cancelled)
+		JournalCancel(slot, id);
+	else if (command->result.state == COMMAND_QUEUED && !command->unwritten)
 	{
 		/* Told when it is written, as everything is. */
+		CommandChange(command, COMMAND_CANCELLED, NULL);
 		command->cancel_slot = slot;
-		return;
 	}
-	CallReply(slot, 0, cancelled ? "cancelled" : "too_late", strlen(cancelled ? "cancelled" : "too_late"));
+	else
+		CallReply(slot, 0, "too_late", strlen("too_late"));
 }
 
 /* Callers that have left: their commands go on, their slots are free for others. */
@@ -473,6 +471,7 @@ take_calls(void)
 	while ((slot = CallTake(&kind, &request, &len, &n)) != NULL)
 	{
 		pg_uuid_t	id;
+		CommandResolution resolution;
 
 		switch (kind)
 		{
@@ -489,6 +488,10 @@ take_calls(void)
 			case CALL_CANCEL:
 				memcpy(id.data, request, UUID_LEN);
 				take_cancel(slot, &id);
+				break;
+			case CALL_RESOLVE:
+				ResolutionUnpack(request, &resolution);
+				JournalResolve(slot, &resolution);
 				break;
 		}
 	}

@@ -730,17 +730,19 @@ JournalClaimAndSend(void)
 			send_claimed(commands[i]);
 }
 
-bool
-JournalCancel(const pg_uuid_t *id)
+/* ---- what callers ask for ---- */
+
+void
+JournalCancel(CallSlot *slot, const pg_uuid_t *id)
 {
 	MemoryContext context = CurrentMemoryContext;
 	CatalogScope scope;
-	volatile bool cancelled = false;
+	CommandRequest *request;
+	char	   *message;
+	int			sqlstate;
 
 	PG_TRY();
 	{
-		CommandRequest *request;
-
 		begin(&scope, "cancelling a command");
 		request = CatalogClaimCommand(id, epoch, 0, context);
 		if (request)
@@ -756,15 +758,44 @@ JournalCancel(const pg_uuid_t *id)
 		commit(&scope, true);
 		if (request)
 			CommandWake(id);
-		cancelled = request != NULL;
+		CallReply(slot, 0, request ? "cancelled" : "too_late", strlen(request ? "cancelled" : "too_late"));
 	}
 	PG_CATCH();
 	{
-		(void) recover(context, "cancelling a command", NULL);
-		cancelled = false;
+		sqlstate = recover(context, "cancelling a command", &message);
+		CallRefuse(slot, sqlstate, message);
 	}
 	PG_END_TRY();
-	return cancelled;
+}
+
+void
+JournalResolve(CallSlot *slot, const CommandResolution *resolution)
+{
+	MemoryContext context = CurrentMemoryContext;
+	CatalogScope scope;
+	CommandState state;
+	bool		known;
+	char	   *message;
+	int			sqlstate;
+
+	PG_TRY();
+	{
+		begin(&scope, "resolving a command");
+		known = CatalogResolveCommand(resolution, &state);
+		commit(&scope, true);
+		if (known && CommandIsUncertain(state))
+			CallReply(slot, 0, "resolved", strlen("resolved"));
+		else
+			CallRefuse(slot, ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+					   known ? psprintf("the command is %s meanwhile", CommandStateName(state)) :
+					   "the command was removed meanwhile");
+	}
+	PG_CATCH();
+	{
+		sqlstate = recover(context, "resolving a command", &message);
+		CallRefuse(slot, sqlstate, message);
+	}
+	PG_END_TRY();
 }
 
 /* ---- changes ---- */

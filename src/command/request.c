@@ -17,13 +17,13 @@
 #include "utils/jsonb.h"
 #include "utils/numeric.h"
 
+#include "command/grant.h"
 #include "command/request.h"
 #include "core/compat.h"
 #include "core/options.h"
 #include "core/shmem.h"
 #include "core/worker.h"
 
-#define MAX_NAME 1024			/* bytes of a device's or command's name */
 #define MAX_WORD 255			/* bytes of a content type, a key */
 #define MAX_PRIORITY 9
 #define MAX_TTL_MS INT64CONST(0xffffffff)	/* AMQP's ttl is an uint of milliseconds */
@@ -36,7 +36,7 @@ RefuseInPipeline(const char *what)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("%s cannot be used in a pipeline", what),
 				 errdetail("A batch may run twice, a call may not."),
-				 errhint("Use send_command().")));
+				 errhint("Use send_command(); all else is done in a session.")));
 }
 
 void
@@ -66,8 +66,8 @@ ArgumentsFromCall(FunctionCallInfo fcinfo, int first, CommandArguments *argument
 
 /* ---- checks ---- */
 
-static void
-check_word(const char *name, const char *value, bool required, size_t max)
+void
+RequestCheckWord(const char *name, const char *value, bool required, size_t max)
 {
 	if (value == NULL)
 	{
@@ -89,7 +89,7 @@ check_word(const char *name, const char *value, bool required, size_t max)
 static void
 check_content_type(const char *value)
 {
-	check_word("content_type", value, false, MAX_WORD);
+	RequestCheckWord("content_type", value, false, MAX_WORD);
 	for (const char *c = value; c && *c; c++)
 		if (*c < ' ' || *c > '~')
 			ereport(ERROR,
@@ -100,13 +100,17 @@ check_content_type(const char *value)
 static int64
 check_duration(const char *name, Interval *value, bool zero_allowed)
 {
+	int64		us;
 	int64		ms;
 
 	if (value == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED), errmsg("%s must not be null", name)));
-	ms = IntervalToUs(name, value) / 1000;
-	if (ms < 0 || (ms == 0 && !zero_allowed))
+	us = IntervalToUs(name, value);
+	ms = us / 1000;
+	if (us > 0 && ms == 0 && zero_allowed)
+		ms = 1;					/* a little is not nothing */
+	if (us < 0 || (ms == 0 && !zero_allowed))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 zero_allowed ? errmsg("%s must not be negative", name) :
@@ -247,16 +251,17 @@ RequestCheck(const CommandArguments *arguments, const char *what)
 	ForeignServer *server;
 
 	ShmemRequire(what);
-	check_word("device", arguments->device, true, MAX_NAME);
-	check_word("command", arguments->command, true, MAX_NAME);
+	RequestCheckWord("device", arguments->device, true, MAX_NAME);
+	RequestCheckWord("command", arguments->command, true, MAX_NAME);
 	request->ttl_ms = check_duration("ttl", arguments->ttl, false);
 	request->reply_within_ms = check_duration("reply_within", arguments->reply_within, true);
 	server = check_server(arguments->server);
+	GrantCheck(server, arguments->device);
 	request->mode = check_mode(arguments->mode, server);
 	check_size(arguments);
 	check_content_type(arguments->content_type);
 	check_properties(arguments->properties);
-	check_word("idempotency_key", arguments->idempotency_key, false, MAX_WORD);
+	RequestCheckWord("idempotency_key", arguments->idempotency_key, false, MAX_WORD);
 	if (arguments->has_priority &&
 		(arguments->priority < 0 || arguments->priority > MAX_PRIORITY))
 		ereport(ERROR,
@@ -380,6 +385,27 @@ RequestUnpack(const char *bytes, CommandRequest *request)
 	request->properties = unpack_bytes(&at);
 	request->idempotency_key = unpack_bytes(&at);
 	return at;
+}
+
+void
+ResolutionPack(StringInfo buf, const CommandResolution *resolution)
+{
+	appendBinaryStringInfo(buf, (const char *) resolution, sizeof(*resolution));
+	pack_string(buf, resolution->outcome);
+	pack_string(buf, resolution->role);
+	pack_string(buf, resolution->note);
+}
+
+void
+ResolutionUnpack(const char *bytes, CommandResolution *resolution)
+{
+	const char *at = bytes;
+
+	memcpy(resolution, at, sizeof(*resolution));
+	at += sizeof(*resolution);
+	resolution->outcome = unpack_bytes(&at);
+	resolution->role = unpack_bytes(&at);
+	resolution->note = unpack_bytes(&at);
 }
 
 void

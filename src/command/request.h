@@ -12,6 +12,8 @@
 
 #include "core/catalog_command.h"
 
+#define MAX_NAME 1024			/* bytes of a device's or command's name, of a pattern, of a note */
+
 /* What was typed; NULL where nothing, or NULL, was given. */
 typedef struct CommandArguments
 {
@@ -33,6 +35,8 @@ typedef struct CommandArguments
 /* Arguments of an SQL function from number first on: ttl ... idempotency_key, as in send_command(). */
 extern void ArgumentsFromCall(FunctionCallInfo fcinfo, int first, CommandArguments *arguments);
 
+/* Raises 22004 for NULL if required, 22023 for what is empty or longer than max bytes. */
+extern void RequestCheckWord(const char *name, const char *value, bool required, size_t max);
 /*
  * Check all, the current user's rights included, and fill in defaults, id and times. what: the
  * function's name, for errors. Raises 22004, 22023, 42501, 42704, 42809, 54000, 55000, 0A000.
@@ -55,6 +59,8 @@ extern void RequestBody(const CommandRequest *request, const char **body, Size *
 /* Flat form; unpacking copies and returns the bytes behind it. */
 extern void RequestPack(StringInfo buf, const CommandRequest *request);
 extern const char *RequestUnpack(const char *bytes, CommandRequest *request);
+extern void ResolutionPack(StringInfo buf, const CommandResolution *resolution);
+extern void ResolutionUnpack(const char *bytes, CommandResolution *resolution);
 extern void ResultPack(StringInfo buf, const CommandResult *result);
 extern void ResultUnpack(const char *bytes, CommandResult *result);
 

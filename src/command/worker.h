@@ -259,8 +259,10 @@ extern void JournalSettleLater(Connection *connection, uint64 token, AmqpOutcome
 extern void JournalForgetConnection(Connection *connection);
 /* This database's reply id for a server, as text; inside a transaction. */
 extern void JournalReplyId(Oid server, char *id);
-/* Is it still queued, though not in memory? Then it is cancelled. */
-extern bool JournalCancel(const pg_uuid_t *id);
+/* Answer a slot about a command that is not in memory: if it is still queued, it is cancelled. */
+extern void JournalCancel(CallSlot *slot, const pg_uuid_t *id);
+/* Note what a person found out about a command, and answer the slot. */
+extern void JournalResolve(CallSlot *slot, const CommandResolution *resolution);
 /* Housekeeping: restored rows, retention; does nothing more than every few seconds. */
 extern void JournalTidy(void);
 

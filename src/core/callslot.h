@@ -20,7 +20,8 @@
 typedef enum CallKind
 {
 	CALL_SEND,					/* send commands and wait for what becomes of them */
-	CALL_CANCEL					/* cancel a queued command */
+	CALL_CANCEL,				/* cancel a queued command */
+	CALL_RESOLVE				/* note what was found out about an uncertain one */
 } CallKind;
 
 typedef enum CallState

@@ -112,8 +112,8 @@ CatalogLeave(CatalogScope *scope)
 	SetUserIdAndSecContext(scope->userid, scope->sec_context);
 }
 
-uint64
-CatalogExecute(CatalogQuery *query, Datum *values, const char *nulls, long limit)
+static uint64
+execute(CatalogQuery *query, Datum *values, const char *nulls, bool read_only, long limit)
 {
 	int			rc;
 
@@ -129,17 +129,33 @@ CatalogExecute(CatalogQuery *query, Datum *values, const char *nulls, long limit
 					 errdetail("Statement: %s", query->sql)));
 		query->plan = plan;
 	}
-
-	/* Each statement sees what the ones before it did. */
-	CommandCounterIncrement();
-	UpdateActiveSnapshotCommandId();
-	rc = SPI_execute_plan(query->plan, values, nulls, false, limit);
+	rc = SPI_execute_plan(query->plan, values, nulls, read_only, limit);
 	if (rc < 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INTERNAL_ERROR),
 				 errmsg("catalog statement failed: %s", SPI_result_code_string(rc)),
 				 errdetail("Statement: %s", query->sql)));
 	return SPI_processed;
+}
+
+uint64
+CatalogExecute(CatalogQuery *query, Datum *values, const char *nulls, long limit)
+{
+	/* Each statement sees what the ones before it did. */
+	CommandCounterIncrement();
+	UpdateActiveSnapshotCommandId();
+	return execute(query, values, nulls, false, limit);
+}
+
+uint64
+CatalogReadNow(CatalogQuery *query, Datum *values)
+{
+	uint64		rows;
+
+	PushActiveSnapshot(GetLatestSnapshot());
+	rows = execute(query, values, NULL, true, 0);
+	PopActiveSnapshot();
+	return rows;
 }
 
 uint64

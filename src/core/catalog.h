@@ -52,6 +52,9 @@ typedef struct CatalogQuery
  */
 extern uint64 CatalogExecute(CatalogQuery *query, Datum *values, const char *nulls, long limit);
 
+/* The same for a SELECT; it sees what is committed now, whatever the transaction's snapshot. */
+extern uint64 CatalogReadNow(CatalogQuery *query, Datum *values);
+
 /* CatalogEnter(), the statement, CatalogLeave(): for those of which only the number of rows matters. */
 extern uint64 CatalogRun(CatalogQuery *query, Datum *values, const char *nulls);
 

@@ -91,6 +91,12 @@ CommandIsSettled(CommandState state, bool one_way)
 	pg_unreachable();
 }
 
+bool
+CommandIsUncertain(CommandState state)
+{
+	return state == COMMAND_IN_DOUBT || state == COMMAND_TIMED_OUT;
+}
+
 /* ---- parameters and columns ---- */
 
 /* Parameters of a statement as they are put together. */
@@ -401,31 +407,6 @@ CatalogDeleteOrigins(const pg_uuid_t *ids, int n)
 
 /* ---- reading and changing a row ---- */
 
-/* CatalogExecute() under the active snapshot instead of the transaction's. */
-static uint64
-read_now(CatalogQuery *query, Datum *values)
-{
-	int			rc;
-
-	if (query->plan == NULL)
-	{
-		SPIPlanPtr	plan = SPI_prepare(query->sql, query->nargs, query->argtypes);
-
-		if (plan == NULL || SPI_keepplan(plan) != 0)
-			ereport(ERROR,
-					(errcode(ERRCODE_INTERNAL_ERROR),
-					 errmsg("could not prepare a catalog statement: %s",
-							SPI_result_code_string(SPI_result))));
-		query->plan = plan;
-	}
-	rc = SPI_execute_plan(query->plan, values, NULL, true, 0);
-	if (rc < 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INTERNAL_ERROR),
-				 errmsg("catalog statement failed: %s", SPI_result_code_string(rc))));
-	return SPI_processed;
-}
-
 CommandRow *
 CatalogReadCommand(const pg_uuid_t *id, MemoryContext context)
 {
@@ -442,8 +423,7 @@ CatalogReadCommand(const pg_uuid_t *id, MemoryContext context)
 	char	   *text;
 	bool		isnull;
 
-	PushActiveSnapshot(GetLatestSnapshot());
-	if (read_now(&query, values) == 1)
+	if (CatalogReadNow(&query, values) == 1)
 	{
 		row = MemoryContextAllocZero(context, sizeof(CommandRow));
 		result = &row->result;
@@ -473,7 +453,6 @@ CatalogReadCommand(const pg_uuid_t *id, MemoryContext context)
 		result->condition = CatalogString(0, 18, context);
 		result->description = CatalogString(0, 19, context);
 	}
-	PopActiveSnapshot();
 	return row;
 }
 
@@ -680,6 +659,36 @@ CatalogReadQueue(const QueuePlace *places, int nplaces, QueuedCommand **commands
 		command->place = (int) DatumGetInt64(CatalogColumn(i, 10, &isnull)) - 1;
 	}
 	return n;
+}
+
+bool
+CatalogResolveCommand(const CommandResolution *resolution, CommandState *state)
+{
+	static CatalogQuery read = {
+		.sql = "SELECT c.state, c.resolution = $2 AND c.resolved_by = $3 AND EXISTS (SELECT FROM hybridiot.command_event e"
+		" WHERE e.command_id = c.id AND e.state IS NULL AND e.cause = $4) FROM hybridiot.command c WHERE c.id = $1",
+		.nargs = 4,.argtypes = {UUIDOID, TEXTOID, NAMEOID, TEXTOID}
+	};
+	static CatalogQuery update = {
+		.sql = "WITH resolved AS (UPDATE hybridiot.command SET resolution = $2, resolved_by = $3,"
+		" resolved_at = pg_catalog.clock_timestamp() WHERE id = $1 RETURNING id, resolved_at)"
+		" INSERT INTO hybridiot.command_event (command_id, at, cause) SELECT id, resolved_at, $4 FROM resolved",
+		.nargs = 4,.argtypes = {UUIDOID, TEXTOID, NAMEOID, TEXTOID}
+	};
+	Parameters	p = {0};
+	bool		isnull;
+
+	put(&p, UUIDPGetDatum(&resolution->id));
+	put_text(&p, resolution->outcome);
+	put_name(&p, resolution->role);
+	put_text(&p, psprintf("resolved as %s by %s%s%s", resolution->outcome, resolution->role,
+						  resolution->note ? ": " : "", resolution->note ? resolution->note : ""));
+	if (CatalogExecute(&read, p.values, p.nulls, 1) != 1)
+		return false;
+	*state = state_from_name(CatalogString(0, 1, CurrentMemoryContext));
+	if (CommandIsUncertain(*state) && !DatumGetBool(CatalogColumn(0, 2, &isnull)))
+		CatalogExecute(&update, p.values, p.nulls, 0);
+	return true;
 }
 
 CommandRequest *

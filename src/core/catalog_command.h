@@ -50,6 +50,8 @@ extern const char *CommandModeName(CommandMode mode);
 extern const char *AcceptedByName(AcceptedBy by);	/* NULL for nobody */
 /* Does the state stay unless late evidence comes? */
 extern bool CommandIsSettled(CommandState state, bool one_way);
+/* May the device have acted, and nobody knows? */
+extern bool CommandIsUncertain(CommandState state);
 
 /* What a sender asked for, checked. */
 typedef struct CommandRequest
@@ -89,6 +91,15 @@ typedef struct CommandResult
 	const char *condition;
 	const char *description;
 } CommandResult;
+
+/* What a person found out about a command that was uncertain. */
+typedef struct CommandResolution
+{
+	pg_uuid_t	id;
+	const char *outcome;		/* 'executed' or 'not_executed' */
+	const char *role;			/* whose word it is */
+	const char *note;			/* NULL: none */
+} CommandResolution;
 
 /* A row of the journal as far as waiting and late evidence need it. */
 typedef struct CommandRow
@@ -176,6 +187,11 @@ extern void CatalogDeleteOrigins(const pg_uuid_t *ids, int n);
 
 /* NULL: there is none. Sees what is committed now, whatever the transaction's snapshot. */
 extern CommandRow *CatalogReadCommand(const pg_uuid_t *id, MemoryContext context);
+/*
+ * Note a resolution, and its event, if the command is uncertain; the same words of the same role
+ * twice are one. *state: as it is, and stays. False: there is no such command.
+ */
+extern bool CatalogResolveCommand(const CommandResolution *resolution, CommandState *state);
 extern void CatalogUpdateCommand(const CommandUpdate *update);
 extern void CatalogInsertEvents(const CommandEvent *events, int n);
 

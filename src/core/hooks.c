@@ -5,13 +5,15 @@
  * Two things need telling. Workers of a database must be gone before it, or
  * the extension in it, is dropped (or it is copied or renamed): they are
  * ended and kept away until that transaction ends. And workers must hear, at
- * commit, that servers, mappings, streams or the extension changed.
+ * commit, that servers, mappings, streams or the extension changed. Device grants, which
+ * are by name, follow a role or server that is renamed, and go with one that is dropped.
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
 #include "catalog/dependency.h"
 #include "catalog/objectaccess.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_database.h"
 #include "catalog/pg_db_role_setting.h"
@@ -21,13 +23,15 @@
 #include "catalog/pg_user_mapping.h"
 #include "commands/dbcommands.h"
 #include "commands/defrem.h"
+#include "foreign/foreign.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
 
-#include "core/catalog.h"
+#include "core/catalog_grant.h"
 #include "core/compat.h"
 #include "core/hooks.h"
 #include "core/shmem.h"
@@ -44,6 +48,61 @@ hold_database(const char *name)
 	if (OidIsValid(database) &&
 		object_ownercheck(DatabaseRelationId, database, GetUserId()))
 		DatabaseHoldUntilEnd(database);
+}
+
+/* Names of roles and servers that the present utility statement dropped; in TopMemoryContext. */
+static List *dropped_roles = NIL;
+static List *dropped_servers = NIL;
+
+static void
+note_dropped(List **names, const char *name)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+	*names = lappend(*names, pstrdup(name));
+	MemoryContextSwitchTo(old);
+}
+
+static void
+forget_dropped(List *names, bool of_servers)
+{
+	ListCell   *lc;
+
+	foreach(lc, names)
+		CatalogForgetGrants(of_servers, lfirst(lc));
+	list_free_deep(names);
+}
+
+/* Others may be freed by the time they are done. */
+static bool
+may_touch_grants(Node *stmt)
+{
+	return IsA(stmt, RenameStmt) || IsA(stmt, DropStmt) || IsA(stmt, DropRoleStmt) || IsA(stmt, DropOwnedStmt);
+}
+
+/* After such a statement: what does it mean for device grants? */
+static void
+adjust_grants(Node *stmt)
+{
+	if (IsA(stmt, RenameStmt))
+	{
+		RenameStmt *rename = (RenameStmt *) stmt;
+
+		if (rename->renameType == OBJECT_FOREIGN_SERVER)
+			CatalogRenameGrants(true, strVal(rename->object), rename->newname);
+		else if (rename->renameType == OBJECT_ROLE)
+			CatalogRenameGrants(false, rename->subname, rename->newname);
+	}
+	else if (IsA(stmt, DropOwnedStmt))
+	{
+		ListCell   *lc;
+
+		/* It takes privileges away, too. */
+		foreach(lc, ((DropOwnedStmt *) stmt)->roles)
+			CatalogDropGrants(get_rolespec_name(lfirst_node(RoleSpec, lc)));
+	}
+	forget_dropped(dropped_roles, false);
+	forget_dropped(dropped_servers, true);
 }
 
 /*
@@ -88,6 +147,9 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 				QueryEnvironment *queryEnv, DestReceiver *dest, QueryCompletion *qc)
 {
 	Node	   *stmt = pstmt->utilityStmt;
+	bool		grants = Shared != NULL && may_touch_grants(stmt);
+	List	   *outer_roles = dropped_roles;
+	List	   *outer_servers = dropped_servers;
 
 	if (Shared != NULL)
 	{
@@ -126,12 +188,19 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 		}
 	}
 
+	/* Statements may be nested; what one that failed has left is forgotten here. */
+	dropped_roles = NIL;
+	dropped_servers = NIL;
 	if (next_process_utility)
 		next_process_utility(pstmt, queryString, readOnlyTree, context, params,
 							 queryEnv, dest, qc);
 	else
 		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context, params,
 								queryEnv, dest, qc);
+	if (grants)
+		adjust_grants(stmt);
+	dropped_roles = outer_roles;
+	dropped_servers = outer_servers;
 }
 
 /* Is this relation a foreign table (its own row may be on its way out)? */
@@ -150,6 +219,11 @@ object_access(ObjectAccessType access, Oid classId, Oid objectId, int subId, voi
 	if (Shared == NULL || !OidIsValid(MyDatabaseId) ||
 		(access != OAT_POST_CREATE && access != OAT_POST_ALTER && access != OAT_DROP))
 		return;
+
+	if (access == OAT_DROP && classId == AuthIdRelationId)
+		note_dropped(&dropped_roles, GetUserNameFromId(objectId, false));
+	else if (access == OAT_DROP && classId == ForeignServerRelationId)
+		note_dropped(&dropped_servers, GetForeignServer(objectId)->servername);
 
 	if (classId == ExtensionRelationId)
 	{

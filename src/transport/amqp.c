@@ -29,9 +29,10 @@
 #include "transport/amqp_internal.h"
 
 /* Proton 0.37 has no limits of its own. */
-#define MAX_FRAME (64 * 1024)
+#define MAX_FRAME (16 * 1024)
 #define MAX_CHANNEL 7
-#define SESSION_WINDOW (16 * MAX_FRAME)
+/* In frames, of which a reply is one, however short: they should not be what replies wait for. */
+#define SESSION_WINDOW (1024 * MAX_FRAME)
 /* Reads of one AmqpProcess() call, so that a flood does not starve the owner. */
 #define MAX_READS 16
 

@@ -483,6 +483,7 @@ hybridiot_cancel_command(PG_FUNCTION_ARGS)
 {
 	pg_uuid_t  *id = PG_GETARG_UUID_P(0);
 	CommandRow *row;
+	const char *answer;
 
 	RefuseInPipeline("cancel_command()");
 	ShmemRequire("cancel_command()");
@@ -490,9 +491,17 @@ hybridiot_cancel_command(PG_FUNCTION_ARGS)
 	refuse_own(row, "cancel_command()", "ROLLBACK, and it was never queued.");
 	if (row->result.state == COMMAND_CANCELLED)
 		PG_RETURN_TEXT_P(cstring_to_text("cancelled"));
-	if (row->result.state != COMMAND_QUEUED)
+	/* What a broker stored it may give back. */
+	if (row->result.state != COMMAND_QUEUED &&
+		(row->mode != MODE_STORE ||
+		 (row->result.state != COMMAND_ACCEPTED && row->result.state != COMMAND_IN_DOUBT)))
 		PG_RETURN_TEXT_P(cstring_to_text("too_late"));
-	PG_RETURN_TEXT_P(cstring_to_text(ask_worker(CALL_CANCEL, (const char *) id->data, UUID_LEN)));
+	answer = ask_worker(CALL_CANCEL, (const char *) id->data, UUID_LEN);
+
+	/* Somebody else may have been faster. */
+	if (read_own_row(id)->result.state == COMMAND_CANCELLED)
+		answer = "cancelled";
+	PG_RETURN_TEXT_P(cstring_to_text(answer));
 }
 
 /* id, outcome and note of resolve_command(). */

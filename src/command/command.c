@@ -144,9 +144,17 @@ CommandForget(Command *command)
 		dlist_delete(&command->dirty_node);
 	if (!command->temporary)
 		hash_search(Commands, &command->id, HASH_REMOVE, NULL);
+	list_free(command->cancel_slots);
 	if (command->context)
 		MemoryContextDelete(command->context);
 	pfree(command);
+}
+
+void
+CommandForgetIfSettled(Command *command)
+{
+	if (!command->dirty && CommandIsSettled(command->result.state, command->nature.one_way))
+		CommandForget(command);
 }
 
 static void
@@ -419,21 +427,42 @@ take_command(const CommandRequest *request, CallSlot *slot, int i)
 	JournalAddUnwritten(command);
 }
 
+void
+CommandTellCancelled(Command *command, CallSlot *slot)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
+
+	command->cancel_slots = lappend(command->cancel_slots, slot);
+	MemoryContextSwitchTo(old);
+}
+
+/* Is it cancelled, or under way? Then slot is told later. */
+static bool
+cancel(Command *command, CallSlot *slot)
+{
+	if (command->result.state == COMMAND_QUEUED && !command->unwritten)
+		CommandChange(command, COMMAND_CANCELLED, NULL);
+	if (command->result.state != COMMAND_CANCELLED)
+		return RemovalBegin(command, slot);
+	CommandTellCancelled(command, slot);
+	return true;
+}
+
 static void
 take_cancel(CallSlot *slot, const pg_uuid_t *id)
 {
 	Command    *command = CommandFind(id);
 
-	if (command == NULL)
-		JournalCancel(slot, id);
-	else if (command->result.state == COMMAND_QUEUED && !command->unwritten)
-	{
-		/* Told when it is written, as everything is. */
-		CommandChange(command, COMMAND_CANCELLED, NULL);
-		command->cancel_slot = slot;
-	}
-	else
-		CallReply(slot, 0, "too_late", strlen("too_late"));
+	if (command == NULL && JournalCancel(slot, id))
+		return;
+	if (command == NULL ||
+		(command->result.state == COMMAND_ACCEPTED && command->connection == NULL))
+		command = JournalLoadStored(id);
+	if (command && cancel(command, slot))
+		return;
+	CallReply(slot, 0, "too_late", strlen("too_late"));
+	if (command && !RemovalIsUnderWay(id))
+		CommandForgetIfSettled(command);
 }
 
 /* Callers that have left: their commands go on, their slots are free for others. */
@@ -452,9 +481,9 @@ drop_abandoned(void)
 		{
 			if (entry->command->slot == slot)
 				entry->command->slot = NULL;
-			if (entry->command->cancel_slot == slot)
-				entry->command->cancel_slot = NULL;
+			entry->command->cancel_slots = list_delete_ptr(entry->command->cancel_slots, slot);
 		}
+		RemovalsForgetSlot(slot);
 		CallDrop(slot);
 	}
 }
@@ -558,7 +587,8 @@ static void
 wait_for_work(void)
 {
 	WaitEvent	occurred[16];
-	long		timeout = Min(Min(timers_timeout(), ConnectionsTimeout()), JournalTimeout());
+	long		timeout = Min(Min(timers_timeout(), RemovalsTimeout()),
+						  Min(ConnectionsTimeout(), JournalTimeout()));
 	dlist_iter	iter;
 
 	if (!wait_set_is_current())
@@ -633,6 +663,7 @@ CommandWorkerMain(Datum main_arg)
 		JournalClaimAndSend();
 		ConnectionsFlush();
 		run_timers();
+		RemovalsExpire();
 		JournalWrite();
 		JournalTidy();
 		ConnectionsFlush();

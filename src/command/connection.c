@@ -87,6 +87,7 @@ disconnect(Connection *c, const char *why)
 	}
 	c->open = c->replies = false;
 	c->reply_link = NULL;
+	RemovalsDisconnected(c);
 	dlist_foreach(iter, &c->links)
 		link_gone(dlist_container(Link, node, iter.cur));
 	c->retry_ms = ClockMonotonicMs() + BackoffNext(&c->backoff_ms, BACKOFF_FIRST_MS, BACKOFF_MAX_MS);
@@ -107,12 +108,18 @@ open_reply_link(Connection *c)
 
 /* ---- commands on their way ---- */
 
+char *
+ConnectionLinkAddress(const Connection *c, const char *device)
+{
+	return c->link_address ?
+		AddressFillIn(c->link_address, "{device}", AddressEncode(device)) : pstrdup("");
+}
+
 /* The link to a device; NULL if its address is longer than any peer takes. */
 static Link *
 link_for(Connection *c, const char *device)
 {
-	char	   *address = c->link_address ?
-		AddressFillIn(c->link_address, "{device}", AddressEncode(device)) : pstrdup("");
+	char	   *address = ConnectionLinkAddress(c, device);
 	Link	   *link;
 	bool		found;
 
@@ -288,6 +295,13 @@ unix_ms(TimestampTz at)
 	return (at + (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY) / 1000;
 }
 
+void
+UuidText(const pg_uuid_t *id, char text[UUID_TEXT_LEN])
+{
+	for (int i = 0, at = 0; i < UUID_LEN; i++)
+		at += sprintf(text + at, i == 4 || i == 6 || i == 8 || i == 10 ? "-%02x" : "%02x", id->data[i]);
+}
+
 static const char *
 utf8(const char *text)
 {
@@ -302,15 +316,13 @@ ConnectionSend(Command *command)
 	const CommandRequest *request = command->request;
 	AmqpOutgoing message = {0};
 	TimestampTz now = GetCurrentTimestamp();
-	char		id[37];
+	char		id[UUID_TEXT_LEN];
 	StringInfoData buf;
 
 	if (!c->replies || link == NULL || link->amqp == NULL || AmqpSendable(c->amqp, link->amqp) == 0)
 		return false;
 
-	for (int i = 0, at = 0; i < UUID_LEN; i++)
-		at += sprintf(id + at, i == 4 || i == 6 || i == 8 || i == 10 ? "-%02x" : "%02x",
-					  command->id.data[i]);
+	UuidText(&command->id, id);
 	message.id = id;
 	message.durable = command->nature.mode == MODE_STORE;
 	message.priority = request->priority;
@@ -374,7 +386,9 @@ take_reply(Connection *c, const AmqpEvent *event)
 	evidence->id = reply->id;
 	MemoryContextSwitchTo(old);
 
-	if (!reply->has_id)
+	if (reply->has_id && RemovalTakeAnswer(&reply->id, event->bytes, event->len))
+		;						/* the broker's own */
+	else if (!reply->has_id)
 		JournalAddEvent(NULL, NULL, "a reply that names no command came");
 	else if ((command = CommandFind(&reply->id)) != NULL)
 		CommandReply(command, reply);
@@ -435,6 +449,8 @@ take_event(Connection *c, AmqpEvent *event)
 	memcpy(id.data, event->tag, UUID_LEN);
 	event->condition = PeerText(event->condition);
 	event->text = PeerText(event->text);
+	if (RemovalTakeEvent(c, event))
+		return true;
 	switch (event->kind)
 	{
 		case AMQP_EVENT_OPEN:
@@ -489,9 +505,25 @@ process(Connection *c, int64 now)
 	while (AmqpNextEvent(c->amqp, &event))
 		if (!take_event(c, &event))
 			return;
+	RemovalsSend(c);
 }
 
 /* ---- coming and going ---- */
+
+Connection *
+ConnectionNamed(const char *name)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &Connections)
+	{
+		Connection *c = dlist_container(Connection, node, iter.cur);
+
+		if (strcmp(c->name, name) == 0 && !c->leaving)
+			return c;
+	}
+	return NULL;
+}
 
 Connection *
 ConnectionFind(Oid server)
@@ -557,6 +589,7 @@ static void
 remove_connection(Connection *c)
 {
 	close_amqp(c);
+	RemovalsDisconnected(c);
 	JournalForgetConnection(c);
 	AmqpFree(c->amqp);
 	c->amqp = NULL;

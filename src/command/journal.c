@@ -732,7 +732,7 @@ JournalClaimAndSend(void)
 
 /* ---- what callers ask for ---- */
 
-void
+bool
 JournalCancel(CallSlot *slot, const pg_uuid_t *id)
 {
 	MemoryContext context = CurrentMemoryContext;
@@ -740,6 +740,7 @@ JournalCancel(CallSlot *slot, const pg_uuid_t *id)
 	CommandRequest *request;
 	char	   *message;
 	int			sqlstate;
+	volatile bool answered = true;
 
 	PG_TRY();
 	{
@@ -757,8 +758,12 @@ JournalCancel(CallSlot *slot, const pg_uuid_t *id)
 		}
 		commit(&scope, true);
 		if (request)
+		{
 			CommandWake(id);
-		CallReply(slot, 0, request ? "cancelled" : "too_late", strlen(request ? "cancelled" : "too_late"));
+			CallReply(slot, 0, "cancelled", strlen("cancelled"));
+		}
+		else
+			answered = false;
 	}
 	PG_CATCH();
 	{
@@ -766,6 +771,7 @@ JournalCancel(CallSlot *slot, const pg_uuid_t *id)
 		CallRefuse(slot, sqlstate, message);
 	}
 	PG_END_TRY();
+	return answered;
 }
 
 void
@@ -798,6 +804,44 @@ JournalResolve(CallSlot *slot, const CommandResolution *resolution)
 	PG_END_TRY();
 }
 
+Command *
+JournalLoadStored(const pg_uuid_t *id)
+{
+	MemoryContext context = CurrentMemoryContext;
+	CatalogScope scope;
+	CommandRow *volatile row = NULL;
+	Command    *command;
+
+	PG_TRY();
+	{
+		begin(&scope, "reading a command that is to be cancelled");
+		row = CatalogReadCommand(id, context);
+		commit(&scope, false);
+	}
+	PG_CATCH();
+	{
+		(void) recover(context, "reading a command that is to be cancelled", NULL);
+		row = NULL;
+	}
+	PG_END_TRY();
+	if (row == NULL || (row->result.state != COMMAND_ACCEPTED && row->result.state != COMMAND_IN_DOUBT))
+		return NULL;
+	command = CommandFind(id);
+	if (command == NULL && !CommandIsSettled(row->result.state, row->one_way))
+		return NULL;			/* it has just changed */
+	if (command == NULL)
+	{
+		command = CommandCreate(id, row->device, false);
+		command->nature.mode = row->mode;
+		command->nature.one_way = row->one_way;
+		command->result.state = row->result.state;
+	}
+	command->connection = ConnectionNamed(row->server_name);
+	if (command->connection)
+		command->nature.peer = command->connection->peer;
+	return command;
+}
+
 /* ---- changes ---- */
 
 /* A command that was settled long ago, for late evidence. NULL: there is none. */
@@ -813,6 +857,7 @@ load_command(const Evidence *evidence)
 	command->nature.peer = evidence->peer;
 	command->nature.mode = row->mode;
 	command->nature.one_way = row->one_way;
+	command->nature.removed = row->result.state == COMMAND_CANCELLED && row->result.accepted_at != 0;
 	command->result.state = row->result.state;
 	return command;
 }
@@ -849,6 +894,19 @@ write_change(Command *command, pg_uuid_t *final, int *nfinal)
 		CatalogUnclaim(&command->id);
 }
 
+/* Whoever cancelled it; late evidence may have come in between. */
+static void
+tell_cancellers(Command *command)
+{
+	const char *answer = command->result.state == COMMAND_CANCELLED ? "cancelled" : "too_late";
+	ListCell   *lc;
+
+	foreach(lc, command->cancel_slots)
+		CallReply(lfirst(lc), 0, answer, strlen(answer));
+	list_free(command->cancel_slots);
+	command->cancel_slots = NIL;
+}
+
 /* What is written is not news any more. */
 static void
 change_written(Command *command)
@@ -860,9 +918,7 @@ change_written(Command *command)
 	if (command->unclaim && command->request && !settled)
 		CommandForgetRequest(command);	/* read again at the next claim */
 	command->unclaim = false;
-	if (command->cancel_slot)
-		CallReply(command->cancel_slot, 0, "cancelled", strlen("cancelled"));
-	command->cancel_slot = NULL;
+	tell_cancellers(command);
 	if (!settled && !command->temporary)
 		return;
 	CommandWake(&command->id);

@@ -131,12 +131,34 @@ StateAfterReply(CommandState now, const CommandNature *nature, bool success,
 		case COMMAND_FAILED:
 			*cause = "a second reply came";
 			return false;
-		case COMMAND_EXPIRED:
 		case COMMAND_CANCELLED:
+			/* A device had it, did it, and gave it back to the broker all the same. */
+			if (nature->removed)
+				return true;
+			*cause = "a reply came though it was never sent";
+			return false;
+		case COMMAND_EXPIRED:
 			*cause = "a reply came though it was never sent";
 			return false;
 	}
 	pg_unreachable();
+}
+
+bool
+StateMayBeRemoved(CommandState now, const CommandNature *nature)
+{
+	return nature->peer == PEER_BROKER && nature->mode == MODE_STORE &&
+		(now == COMMAND_ACCEPTED || now == COMMAND_IN_DOUBT);
+}
+
+bool
+StateAfterRemoval(CommandState now, const CommandNature *nature, CommandState *next, const char **cause)
+{
+	if (!StateMayBeRemoved(now, nature))
+		return false;
+	*next = COMMAND_CANCELLED;
+	*cause = "removed from the broker's queue";
+	return true;
 }
 
 bool

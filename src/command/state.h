@@ -15,6 +15,7 @@ typedef struct CommandNature
 	CommandMode mode;
 	bool		one_way;
 	bool		offered;		/* was handed over before (store mode on a router) */
+	bool		removed;		/* cancelled by removal from the broker's queue */
 } CommandNature;
 
 /*
@@ -27,6 +28,11 @@ extern bool StateAfterLoss(CommandState now, bool transferred,
 						   CommandState *next, const char **cause);
 extern bool StateAfterReply(CommandState now, const CommandNature *nature, bool success,
 							CommandState *next, const char **cause);
+/* May a broker still hold it in a queue, from which it could be removed? */
+extern bool StateMayBeRemoved(CommandState now, const CommandNature *nature);
+/* Exactly one was removed from the broker's queue, unread. */
+extern bool StateAfterRemoval(CommandState now, const CommandNature *nature,
+							  CommandState *next, const char **cause);
 extern bool StateAfterDeadline(CommandState now, CommandState *next, const char **cause);
 
 /* Who is meant when a peer accepts. */

@@ -4,8 +4,8 @@
  *		that are not settled.
  *
  * command.c has the loop and the life of a command, queue.c the order in which they leave, connection.c the
- * connections and what they tell, server.c what they depend on, journal.c every transaction. All of it is one
- * process's memory; the journal follows it.
+ * connections and what they tell, removal.c what is taken back from a broker, server.c what they depend on,
+ * journal.c every transaction. All of it is one process's memory; the journal follows it.
  */
 #ifndef HYBRIDIOT_COMMAND_WORKER_H
 #define HYBRIDIOT_COMMAND_WORKER_H
@@ -21,6 +21,7 @@
 #include "transport/amqp.h"
 
 #define MAX_ADDRESS 1024		/* bytes of an address, with its NUL */
+#define UUID_TEXT_LEN 37		/* with its NUL */
 
 typedef struct Connection Connection;
 typedef struct Link Link;
@@ -71,7 +72,7 @@ typedef struct Command
 	bool		unwritten;		/* the journal has no row of it yet */
 	CallSlot   *slot;			/* somebody waits for it; NULL: nobody */
 	int			slot_index;
-	CallSlot   *cancel_slot;	/* somebody cancelled it and waits for the word; NULL: nobody */
+	List	   *cancel_slots;	/* of those who cancelled it and wait for the word; in TopMemoryContext */
 
 	CommandResult result;		/* state, and what the journal does not know yet */
 	bool		dirty;			/* is in the list of changes */
@@ -122,6 +123,7 @@ struct Connection
 	bool		open;
 	AmqpLink   *reply_link;
 	bool		replies;		/* the reply link is open: commands may leave */
+	AmqpLink   *management;		/* to the broker's management address; NULL: never needed */
 	int			next_target;
 	int64		retry_ms;
 	int			backoff_ms;
@@ -179,6 +181,10 @@ extern void CommandForgetRequest(Command *command);
 extern void CommandForget(Command *command);
 /* Its next deadline changed. */
 extern void CommandSetTimer(Command *command);
+/* A settled one that was loaded for a while, if nothing of it is to be written. */
+extern void CommandForgetIfSettled(Command *command);
+/* It is cancelled; whoever asked for that is told when it is written. */
+extern void CommandTellCancelled(Command *command, CallSlot *slot);
 /* A change of state: note it for the journal. cause may be NULL. */
 extern void CommandChange(Command *command, CommandState state, const char *cause);
 /* Evidence about a command in memory. */
@@ -211,12 +217,18 @@ extern void ConnectionsPublish(void);
 extern void ConnectionsFlush(void);
 /* Milliseconds until something here is due. */
 extern long ConnectionsTimeout(void);
+/* A server by its name; NULL if there is none. */
+extern Connection *ConnectionNamed(const char *name);
+/* Where a device's commands are sent; "": to the anonymous terminus. palloc'd. */
+extern char *ConnectionLinkAddress(const Connection *c, const char *device);
 /* Let a queued command wait for its link, behind those of its sender that do already (or before). */
 extern void ConnectionEnqueue(Command *command, bool first);
 /* Is the way open, so that lack of credit is the peer's answer? */
 extern bool ConnectionIsUp(const Command *command);
 /* Hand over a claimed command; false if it cannot leave now (nothing of it was sent). */
 extern bool ConnectionSend(Command *command);
+/* An id as text, as the wire has it. */
+extern void UuidText(const pg_uuid_t *id, char text[UUID_TEXT_LEN]);
 
 /* ---- queue.c ---- */
 
@@ -237,6 +249,27 @@ extern int	QueueRoom(const Sender *sender);
 extern bool QueueIsLow(const Sender *sender);
 /* Senders with something to send, now or a moment ago. */
 extern int	QueueActiveSenders(void);
+
+/* ---- removal.c ---- */
+
+/*
+ * Ask the broker to take a command out of its queue and tell slot what came of it. False: that
+ * cannot even be tried (an event may say why), and nobody is told.
+ */
+extern bool RemovalBegin(Command *command, CallSlot *slot);
+extern bool RemovalIsUnderWay(const pg_uuid_t *command);
+/* Hand over requests that wait for the management link. */
+extern void RemovalsSend(Connection *c);
+/* False: it is no event of the management link. */
+extern bool RemovalTakeEvent(Connection *c, const AmqpEvent *event);
+/* A message on the reply address: false if it is no answer to one of our requests. */
+extern bool RemovalTakeAnswer(const pg_uuid_t *request, const char *bytes, size_t len);
+extern void RemovalsDisconnected(Connection *c);
+/* A caller has left. */
+extern void RemovalsForgetSlot(CallSlot *slot);
+extern void RemovalsExpire(void);
+/* Milliseconds until RemovalsExpire() has something to do. */
+extern long RemovalsTimeout(void);
 
 /* ---- journal.c ---- */
 
@@ -259,10 +292,15 @@ extern void JournalSettleLater(Connection *connection, uint64 token, AmqpOutcome
 extern void JournalForgetConnection(Connection *connection);
 /* This database's reply id for a server, as text; inside a transaction. */
 extern void JournalReplyId(Oid server, char *id);
-/* Answer a slot about a command that is not in memory: if it is still queued, it is cancelled. */
-extern void JournalCancel(CallSlot *slot, const pg_uuid_t *id);
+/* A command that is not in memory: if it is still queued, it is cancelled. False: it is not, and the slot is not answered. */
+extern bool JournalCancel(CallSlot *slot, const pg_uuid_t *id);
 /* Note what a person found out about a command, and answer the slot. */
 extern void JournalResolve(CallSlot *slot, const CommandResolution *resolution);
+/*
+ * A command that a broker may still hold, from the journal; NULL if it is none. What is settled is
+ * forgotten by CommandForgetIfSettled().
+ */
+extern Command *JournalLoadStored(const pg_uuid_t *id);
 /* Housekeeping: restored rows, retention; does nothing more than every few seconds. */
 extern void JournalTidy(void);
 

@@ -103,6 +103,34 @@ AmqpFail(AmqpConnection *c, const char *reason)
 
 /* ---- what proton tells ---- */
 
+/* A foreign map: of what is longer or no text, nothing is known. */
+static void
+read_product(AmqpConnection *c, pn_data_t *properties)
+{
+	bool		is_key = true;
+	bool		wanted = false;
+
+	pn_data_rewind(properties);
+	if (!pn_data_next(properties) || pn_data_type(properties) != PN_MAP || !pn_data_enter(properties))
+		return;
+	for (; pn_data_next(properties); is_key = !is_key)
+	{
+		pn_bytes_t	text = {0};
+
+		if (pn_data_type(properties) == PN_SYMBOL)
+			text = pn_data_get_symbol(properties);
+		else if (pn_data_type(properties) == PN_STRING)
+			text = pn_data_get_string(properties);
+		if (is_key)
+			wanted = text.size == strlen("product") && memcmp(text.start, "product", text.size) == 0;
+		else if (wanted && text.size < sizeof(c->product))
+		{
+			memcpy(c->product, text.start, text.size);
+			c->product[text.size] = '\0';
+		}
+	}
+}
+
 static void
 dispatch_event(AmqpConnection *c, pn_event_t *event)
 {
@@ -113,6 +141,7 @@ dispatch_event(AmqpConnection *c, pn_event_t *event)
 	{
 		case PN_CONNECTION_REMOTE_OPEN:
 			c->open = true;
+			read_product(c, pn_connection_remote_properties(pn_event_connection(event)));
 			(void) AmqpAddEvent(c, AMQP_EVENT_OPEN);
 			break;
 		case PN_CONNECTION_REMOTE_CLOSE:
@@ -513,6 +542,12 @@ AmqpNextEvent(AmqpConnection *c, AmqpEvent *event)
 		return false;
 	*event = c->events[c->next_event++];
 	return true;
+}
+
+const char *
+AmqpProduct(const AmqpConnection *c)
+{
+	return c->product;
 }
 
 int

@@ -101,6 +101,8 @@ extern void AmqpFlush(AmqpConnection *connection);
 /* Take the next event; false when there is none. */
 extern bool AmqpNextEvent(AmqpConnection *connection, AmqpEvent *event);
 
+/* What the peer calls itself (connection property "product"); "" if it does not say. */
+extern const char *AmqpProduct(const AmqpConnection *connection);
 /* The target that is connected or being tried. */
 extern int	AmqpTarget(const AmqpConnection *connection);
 extern void AmqpCount(AmqpConnection *connection, AmqpCounters *counters);

@@ -65,6 +65,7 @@ struct AmqpConnection
 	pn_session_t *send_session;
 	pn_session_t *receive_session;
 	bool		open;
+	char		product[64];	/* of the peer */
 	bool		closed;
 	bool		blocked;		/* the socket did not take all */
 	int64		deadline;		/* of connecting */

@@ -213,8 +213,8 @@ AmqpEncode(StringInfo buf, const AmqpOutgoing *message)
 		end_compound(buf, start);
 	}
 
-	put_section(buf, SECTION_DATA);
-	put_bytes(buf, AMQP_VBIN32, message->body, message->body_len);
+	put_section(buf, message->text_body ? SECTION_VALUE : SECTION_DATA);
+	put_bytes(buf, message->text_body ? AMQP_STR32 : AMQP_VBIN32, message->body, message->body_len);
 }
 
 /* ---- reading ---- */

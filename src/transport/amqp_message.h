@@ -52,6 +52,7 @@ typedef struct AmqpOutgoing
 	int			nproperties;
 	const char *body;			/* one data section, never absent */
 	size_t		body_len;
+	bool		text_body;		/* an amqp-value of a string instead */
 } AmqpOutgoing;
 
 /* Replaces what is in buf by the encoded message. */

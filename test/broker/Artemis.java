@@ -16,7 +16,7 @@ import org.apache.activemq.artemis.spi.core.security.jaas.InVMLoginModule;
 
 /**
  * ActiveMQ Artemis as the tests' AMQP broker: Artemis DIR PORT TLS_PORT USER, and the
- * user's password in DIR/password. Who comes without a name (SASL ANONYMOUS) may do everything too.
+ * user's password in DIR/password. Who comes without a name (SASL ANONYMOUS) may do everything but manage the broker.
  *
  * Its journal is in DIR/data, so that a broker started again on the same DIR has its messages; its certificate is in DIR/tls.
  * Prints "ready" when it accepts connections.
@@ -59,10 +59,11 @@ public class Artemis {
 		users.addUser(user, password);
 		users.addRole(user, "all");
 		users.addUser("guest", "guest");
-		users.addRole("guest", "all");
+		users.addRole("guest", "unprivileged");
 		users.setDefaultUser("guest");		// who comes with ANONYMOUS
 		Set<Role> roles = new HashSet<>();
 		roles.add(new Role("all", true, true, true, true, true, true, true, true, true, true, true, true));
+		roles.add(new Role("unprivileged", true, true, true, true, true, true, false, true, true, true, false, false));
 		config.putSecurityRoles("#", roles);
 
 		EmbeddedActiveMQ server = new EmbeddedActiveMQ();

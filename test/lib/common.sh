@@ -23,6 +23,8 @@ pgspot_version=0.9.4
 kafka_jars=$HYBRIDIOT_CACHE/kafka-$kafka_version
 streams_jars=$HYBRIDIOT_CACHE/kafka-streams-$kafka_version
 artemis_jars=$HYBRIDIOT_CACHE/artemis-$artemis_version
+# Out of the distribution's package, so that its service is never started.
+rabbitmq=$HYBRIDIOT_CACHE/rabbitmq
 pgspot=$HYBRIDIOT_CACHE/pgspot-$pgspot_version
 
 # Debian's modules are seen by Debian's own python alone.

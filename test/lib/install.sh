@@ -35,7 +35,7 @@ postgresql_major() {
 }
 
 needed_by() {
-	local major
+	local major erlang
 	case $1 in
 		demo)
 			major=$(postgresql_major)
@@ -58,6 +58,8 @@ needed_by() {
 			if ! compgen -G "$(clang -print-resource-dir 2>/dev/null)/lib/linux/libclang_rt.fuzzer-*" >/dev/null; then
 				need_package libclang-rt-dev
 			fi
+			mapfile -t erlang < <(rabbitmq_needs)
+			need_package "${erlang[@]}"
 			if [ ! -d "$(fleet_modules)" ]; then need npm npm; fi
 			if [ ! -d "$HYBRIDIOT_CACHE/kafka-$kafka_scram_version" ] || [ ! -d "$streams_jars" ]; then need mvn maven; fi
 			;;
@@ -100,6 +102,19 @@ compile_artemis() {
 		javac -d "$dir" -cp "$artemis_jars/*" "$source"
 		cp "$source" "$dir/"
 	fi
+}
+
+# What RabbitMQ's package needs of Erlang.
+rabbitmq_needs() {
+	apt-cache depends rabbitmq-server 2>/dev/null | grep -oE 'erlang-[a-z-]+' | grep -v hipe | sort -u
+}
+
+# The package is only unpacked: installed, it would start a broker for all the world to see.
+install_rabbitmq() {
+	[ ! -d "$rabbitmq" ] || return 0
+	mkdir "$work/rabbitmq"
+	(cd "$work/rabbitmq" && apt-get download -qq rabbitmq-server && dpkg -x ./rabbitmq-server_*.deb .)
+	mv "$work/rabbitmq/usr/lib/rabbitmq" "$rabbitmq"
 }
 
 install_fleet() {
@@ -150,6 +165,7 @@ for what; do
 				org.slf4j:slf4j-simple:1.7.36
 			jars "$streams_jars" "org.apache.kafka:kafka-streams-test-utils:$kafka_version" org.slf4j:slf4j-simple:1.7.36
 			install_fleet
+			install_rabbitmq
 			install_pgspot
 			;;
 	esac

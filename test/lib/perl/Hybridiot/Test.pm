@@ -24,7 +24,7 @@ use Time::HiRes qw(sleep time);
 use Hybridiot::Fleet;
 
 our @EXPORT = qw(
-	kafka another_kafka artemis broker
+	kafka another_kafka artemis rabbitmq broker
 	create_topic delete_topic add_partitions configure_topic replace_topic empty_topic offsets
 	produce inflate fill start_fill
 	new_node copied_node start_fleet write_secret secret
@@ -76,11 +76,14 @@ sub another_kafka
 # artemis()->{host}, {port}, {tls_port}, {ca}, {user}, {password}, {dir}
 sub artemis { return _environment('artemis', 'ARTEMIS_PORT') }
 
+# rabbitmq()->{host}, {port}, {user}, {password}, {dir}; for the test that asks alone.
+sub rabbitmq { return _environment('rabbitmq', 'RABBITMQ_PORT') }
+
 # broker('kafka', 'stop'), 'kill9' or 'start'; on the same ports and data.
 sub broker
 {
 	my ($kind, $command) = @_;
-	my $dir = $kind eq 'kafka' ? kafka()->{dir} : artemis()->{dir};
+	my $dir = { kafka => \&kafka, artemis => \&artemis, rabbitmq => \&rabbitmq }->{$kind}->()->{dir};
 	_run("$tools/$kind", $command, $dir);
 	note("$kind: $command");
 	return;
@@ -367,7 +370,7 @@ sub _found
 	my $found = '';
 	if (@logs)
 	{
-		my @known = map { $_ // () } @ENV{qw(KAFKA_PASSWORD ARTEMIS_PASSWORD)};
+		my @known = map { $_ // () } @ENV{qw(KAFKA_PASSWORD ARTEMIS_PASSWORD RABBITMQ_PASSWORD)};
 		my @command = ("$ENV{HYBRIDIOT_TREE}/test/lib/check_log",
 			(map { ('--killed', $_) } keys %killed),
 			# "hybridiot" is the password of brokers outside test/run, and in every line of a log.

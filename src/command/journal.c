@@ -23,6 +23,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
+#include "command/journal_internal.h"
 #include "command/worker.h"
 #include "core/clock.h"
 #include "core/compat.h"
@@ -81,8 +82,8 @@ static double claim_us = 100;
 /* Where we were before the transaction; ending one leaves us elsewhere. */
 static MemoryContext outside;
 
-static void
-begin(CatalogScope *scope, const char *activity)
+void
+JournalBegin(CatalogScope *scope, const char *activity)
 {
 	outside = CurrentMemoryContext;
 	WorkerBegin(activity);
@@ -93,8 +94,8 @@ begin(CatalogScope *scope, const char *activity)
  * Commit; flush says whether to wait for the disk. Waiting for standbys is never
  * right here: the network would stand still while one is away.
  */
-static void
-commit(CatalogScope *scope, bool flush)
+void
+JournalCommit(CatalogScope *scope, bool flush)
 {
 	int			configured = synchronous_commit;
 
@@ -117,8 +118,8 @@ commit(CatalogScope *scope, bool flush)
 }
 
 /* In PG_CATCH: say it, undo it, try again later. Returns the SQLSTATE; *message is palloc'd in context. */
-static int
-recover(MemoryContext context, const char *doing, char **message)
+int
+JournalRecover(MemoryContext context, const char *doing, char **message)
 {
 	ErrorData  *error;
 
@@ -212,7 +213,7 @@ JournalStart(void)
 	int			doubtful;
 
 	/* An error here ends the worker; it is started again with a back-off. */
-	begin(&scope, "reading the journal of commands");
+	JournalBegin(&scope, "reading the journal of commands");
 	epoch = CatalogNextEpoch();
 	doubtful = CatalogForgetHistory(epoch, true);
 	n = CatalogAdoptAccepted(epoch, &open, CurrentMemoryContext);
@@ -228,9 +229,15 @@ JournalStart(void)
 		command->answer_ms = ClockMonotonicMs() + (open[i].answer_by - GetCurrentTimestamp()) / 1000;
 		CommandSetTimer(command);
 	}
-	commit(&scope, true);
+	JournalCommit(&scope, true);
 	if (doubtful > 0)
 		ereport(LOG, (errmsg("%d commands are in doubt", doubtful)));
+}
+
+int64
+JournalEpoch(void)
+{
+	return epoch;
 }
 
 void
@@ -352,7 +359,7 @@ read_queue_page(bool all)
 	int			n = 0;
 	int			page = QueueActiveSenders() > 1 ? SHORT_QUEUE_PAGE : QUEUE_PAGE;
 
-	begin(&scope, "reading the queue of commands");
+	JournalBegin(&scope, "reading the queue of commands");
 	horizon = CatalogQueueHorizon();
 	if (all)
 		find_senders();
@@ -369,7 +376,7 @@ read_queue_page(bool all)
 	}
 	if (n > 0)
 		read_queues(senders, n, Max(page / n, 10), horizon);
-	commit(&scope, false);
+	JournalCommit(&scope, false);
 }
 
 static void
@@ -386,7 +393,7 @@ read_queue(bool all)
 	}
 	PG_CATCH();
 	{
-		(void) recover(context, "reading the queue of commands", NULL);
+		(void) JournalRecover(context, "reading the queue of commands", NULL);
 		dlist_foreach(iter, &Senders)
 		{
 			Sender	   *sender = dlist_container(Sender, node, iter.cur);
@@ -516,7 +523,7 @@ claim_batch(Command **commands, int n, Command **waiting, int nwaiting)
 	const char *queued = CommandStateName(COMMAND_QUEUED);
 	const char *sending = CommandStateName(COMMAND_SENDING);
 
-	begin(&scope, "claiming commands");
+	JournalBegin(&scope, "claiming commands");
 	for (int i = 0; i < n; i++)
 	{
 		Command    *command = commands[i];
@@ -538,7 +545,7 @@ claim_batch(Command **commands, int n, Command **waiting, int nwaiting)
 			claimed[nclaimed++] = (CommandEvent) {true, waiting[i]->id, waiting[i]->request->queued_at, queued, NULL};
 	}
 	CatalogInsertEvents(claimed, nclaimed);
-	commit(&scope, flush);
+	JournalCommit(&scope, flush);
 
 	for (int i = 0; i < n; i++)
 	{
@@ -601,7 +608,7 @@ try_claim(Command **commands, int n, Command **waiting, int nwaiting, char **mes
 	}
 	PG_CATCH();
 	{
-		sqlstate = recover(context, "claiming commands", message);
+		sqlstate = JournalRecover(context, "claiming commands", message);
 	}
 	PG_END_TRY();
 	return sqlstate;
@@ -728,118 +735,6 @@ JournalClaimAndSend(void)
 	for (int i = 0; i < n; i++)
 		if (commands[i])
 			send_claimed(commands[i]);
-}
-
-/* ---- what callers ask for ---- */
-
-bool
-JournalCancel(CallSlot *slot, const pg_uuid_t *id)
-{
-	MemoryContext context = CurrentMemoryContext;
-	CatalogScope scope;
-	CommandRequest *request;
-	char	   *message;
-	int			sqlstate;
-	volatile bool answered = true;
-
-	PG_TRY();
-	{
-		begin(&scope, "cancelling a command");
-		request = CatalogClaimCommand(id, epoch, 0, context);
-		if (request)
-		{
-			CommandResult result = {.state = COMMAND_CANCELLED};
-			CommandUpdate update = {.id = *id,.result = &result,.clear_sent = true};
-			CommandEvent event = {true, *id, GetCurrentTimestamp(), CommandStateName(COMMAND_CANCELLED), NULL};
-
-			CatalogUpdateCommand(&update);
-			CatalogDeleteOrigins(id, 1);
-			CatalogInsertEvents(&event, 1);
-		}
-		commit(&scope, true);
-		if (request)
-		{
-			CommandWake(id);
-			CallReply(slot, 0, "cancelled", strlen("cancelled"));
-		}
-		else
-			answered = false;
-	}
-	PG_CATCH();
-	{
-		sqlstate = recover(context, "cancelling a command", &message);
-		CallRefuse(slot, sqlstate, message);
-	}
-	PG_END_TRY();
-	return answered;
-}
-
-void
-JournalResolve(CallSlot *slot, const CommandResolution *resolution)
-{
-	MemoryContext context = CurrentMemoryContext;
-	CatalogScope scope;
-	CommandState state;
-	bool		known;
-	char	   *message;
-	int			sqlstate;
-
-	PG_TRY();
-	{
-		begin(&scope, "resolving a command");
-		known = CatalogResolveCommand(resolution, &state);
-		commit(&scope, true);
-		if (known && CommandIsUncertain(state))
-			CallReply(slot, 0, "resolved", strlen("resolved"));
-		else
-			CallRefuse(slot, ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-					   known ? psprintf("the command is %s meanwhile", CommandStateName(state)) :
-					   "the command was removed meanwhile");
-	}
-	PG_CATCH();
-	{
-		sqlstate = recover(context, "resolving a command", &message);
-		CallRefuse(slot, sqlstate, message);
-	}
-	PG_END_TRY();
-}
-
-Command *
-JournalLoadStored(const pg_uuid_t *id)
-{
-	MemoryContext context = CurrentMemoryContext;
-	CatalogScope scope;
-	CommandRow *volatile row = NULL;
-	Command    *command;
-
-	PG_TRY();
-	{
-		begin(&scope, "reading a command that is to be cancelled");
-		row = CatalogReadCommand(id, context);
-		commit(&scope, false);
-	}
-	PG_CATCH();
-	{
-		(void) recover(context, "reading a command that is to be cancelled", NULL);
-		row = NULL;
-	}
-	PG_END_TRY();
-	if (row == NULL || (row->result.state != COMMAND_ACCEPTED && row->result.state != COMMAND_IN_DOUBT))
-		return NULL;
-	command = CommandFind(id);
-	if (command == NULL && !CommandIsSettled(row->result.state, row->one_way))
-		return NULL;			/* it has just changed */
-	if (command == NULL)
-	{
-		command = CommandCreate(id, row->device, false);
-		command->nature.mode = row->mode;
-		command->nature.one_way = row->one_way;
-		command->result.state = row->result.state;
-	}
-	command->connection = ConnectionNamed(row->server_name);
-	if (command->connection)
-		command->nature.peer = command->connection->peer;
-	return command;
 }
 
 /* ---- changes ---- */
@@ -976,7 +871,7 @@ write_changes(void)
 	int			nfinal = 0;
 	bool		flush = ChangesUrgent && synchronous_commit != SYNCHRONOUS_COMMIT_OFF;
 
-	begin(&scope, "writing the journal of commands");
+	JournalBegin(&scope, "writing the journal of commands");
 	dlist_foreach(iter, &evidences)
 		weigh_evidence(dlist_container(Evidence, node, iter.cur));
 	final = palloc(sizeof(pg_uuid_t) * (count_changes() + 1));
@@ -984,7 +879,7 @@ write_changes(void)
 		write_change(dlist_container(Command, dirty_node, iter.cur), final, &nfinal);
 	CatalogDeleteOrigins(final, nfinal);
 	CatalogInsertEvents(events, nevents);
-	commit(&scope, flush);
+	JournalCommit(&scope, flush);
 
 	written_lsn = XactLastCommitEnd;
 	if (flush)
@@ -1080,7 +975,7 @@ JournalWrite(void)
 		}
 		PG_CATCH();
 		{
-			(void) recover(context, "writing the journal of commands", NULL);
+			(void) JournalRecover(context, "writing the journal of commands", NULL);
 			nevents = events_before;
 			forget_temporaries();
 			retry_later();
@@ -1117,17 +1012,17 @@ tidy(void)
 
 	PG_TRY();
 	{
-		begin(&scope, "tidying the journal of commands");
+		JournalBegin(&scope, "tidying the journal of commands");
 		if (foreign_seen)
 			(void) CatalogForgetHistory(epoch, false);
 		(void) CatalogRemoveCommands(GetCurrentTimestamp() - (int64) hybridiot_command_retention * USECS_PER_SEC,
 									 TIDY_LIMIT);
-		commit(&scope, false);
+		JournalCommit(&scope, false);
 		foreign_seen = false;
 	}
 	PG_CATCH();
 	{
-		(void) recover(context, "tidying the journal of commands", NULL);
+		(void) JournalRecover(context, "tidying the journal of commands", NULL);
 	}
 	PG_END_TRY();
 }

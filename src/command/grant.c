@@ -40,6 +40,8 @@ read_grants(void)
 {
 	static MemoryContext context = NULL;
 
+	/* Also what was committed since our transaction began, however long it lasts. */
+	AcceptInvalidationMessages();
 	if (grants_valid)
 		return;
 	if (context == NULL)

@@ -1,4 +1,5 @@
-# Nothing is ever sent from the past: a dump restored, a database copied as a template, a base backup promoted.
+# Nothing is ever sent from the past: a dump restored, a database copied as a template, a base backup promoted, or started
+# beside the original.
 # Commands that were not final there are in doubt, final ones stay, and no copy takes the original's replies.
 use strict;
 use warnings;
@@ -47,6 +48,12 @@ $promoted->promote;
 poll_is($promoted, $states, $copied, 'promoted: in doubt');
 poll_is($promoted, 'SELECT state FROM hybridiot.stat_connection', 'up', 'the promoted server is connected');
 $promoted->stop;
+
+my $beside = copied_node('beside', $node, 'copy');
+poll_is($beside, $states, $copied, 'a base backup started beside the original: in doubt');
+poll_is($beside, 'SELECT state FROM hybridiot.stat_connection', 'up', 'it is connected');
+is($beside->safe_psql('test', q{SELECT count(*) FROM hybridiot.command_event WHERE state = 'in_doubt' AND cause LIKE '%copy%'}), 3, 'its events say why');
+$beside->stop;
 
 $node->safe_psql('postgres', 'CREATE DATABASE copied TEMPLATE test');
 poll_is($node, $states, $copied, 'copied as a template: in doubt', 'copied');

@@ -26,6 +26,11 @@ REGRESS_OPTS = --inputdir=$(srcdir) --encoding=UTF8 --no-locale --temp-config=$(
 # LLVM bitcode would double the build for a library whose hot loops are its own.
 override with_llvm = no
 
+# The long proofs; an hour or so.
+.PHONY: torture
+torture:
+	$(srcdir)/test/torture/commands
+
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)

@@ -3,8 +3,8 @@
  *		A command and its reply by a plain proton program, to measure call_device against.
  *
  *	exchange HOST PORT USER PASSWORD device DEVICE            answers commands until it is ended
- *	exchange HOST PORT USER PASSWORD store DEVICE COUNT       sends COUNT, one in flight, prints microseconds for each
- *	exchange HOST PORT USER PASSWORD direct DEVICE COUNT      the same through a router
+ *	exchange HOST PORT USER PASSWORD store DEVICE COUNT [N]   sends COUNT, N (1) in flight, prints microseconds for each
+ *	exchange HOST PORT USER PASSWORD direct DEVICE COUNT [N]  the same through a router
  *
  * What is on the wire is what the extension puts there: in mode store a durable message on a link to
  * command/DEVICE, in mode direct another on the anonymous link; the reply on an anonymous link to the
@@ -31,6 +31,7 @@ static bool direct;
 static char command_address[256];
 static char reply_address[256];
 static long count;
+static long in_flight = 1;
 static long sent;
 static long answered;
 static bool finished;
@@ -141,7 +142,7 @@ received(pn_delivery_t *delivery)
 		send_reply();
 	else if (++answered == count)
 		finished = true;
-	else
+	else if (sent < count)
 		send_command();
 }
 
@@ -179,10 +180,9 @@ handle(pn_event_t *event)
 			break;
 		case PN_LINK_FLOW:
 			if (!device && sent == 0 && pn_link_credit(sender) > 0)
-			{
 				clock_gettime(CLOCK_MONOTONIC, &begun);
+			while (!device && sent < in_flight && sent < count && pn_link_credit(sender) > 0)
 				send_command();
-			}
 			break;
 		case PN_DELIVERY:
 			{
@@ -218,6 +218,8 @@ main(int argc, char **argv)
 	snprintf(command_address, sizeof(command_address), "command/%s", argv[6]);
 	snprintf(reply_address, sizeof(reply_address), "bench.reply.%d", (int) getpid());
 	count = device ? 0 : atol(argv[7]);
+	if (argc > 8)
+		in_flight = atol(argv[8]);
 	message = pn_message();
 
 	pn_connection_set_container(connection, argv[5]);

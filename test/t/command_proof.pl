@@ -74,9 +74,9 @@ sub lap { note(sprintf '%.1f s: %s', time - $began, $_[0]); return }
 my $load = start_load(int($commands / 10), $seed);
 ok($load->finish, 'without faults: all sessions come to their end');
 settled('without faults: all commands do');
-is(result(q{SELECT count(*) FROM hybridiot.command WHERE state = 'in_doubt'}), 0, 'without faults: none is in doubt');
+is(result(q{SELECT count(*) FROM hybridiot.command WHERE state = 'in_doubt'}), 0, 'proof: without faults none is in doubt');
 is(result(q{SELECT count(*) FROM hybridiot.command WHERE device LIKE 'd-%' AND ttl = '20 s' AND
-	state NOT IN ('succeeded', 'cancelled') AND reply_within > '0'}), 0, 'without faults: what has time succeeds');
+	state NOT IN ('succeeded', 'cancelled') AND reply_within > '0'}), 0, 'proof: without faults what has time succeeds');
 
 lap('without faults');
 
@@ -124,11 +124,11 @@ sub kill_in_flight
 {
 	my $sql = shift;
 	is_up('connected');
-	my $before = () = $fleet->ledger;
+	my $before = -s $fleet->{ledger_file};
 	my $session = IPC::Run::start([ 'psql', '-X', '-q', '-d', $node->connstr('test'), '-c', $sql ], \undef, '>', \my $out, '2>', \my $err);
 	my $pid = worker_pid($node, "kind = 'amqp'");
 	my $until = time + $PostgreSQL::Test::Utils::timeout_default;
-	sleep 0.001 while (() = $fleet->ledger) == $before && time < $until;
+	sleep 0.001 while -s $fleet->{ledger_file} == $before && time < $until;
 	expect_killed($pid);
 	fault('kill', sub { kill 'KILL', $pid; eval { gone($pid) } });
 	$session->finish;

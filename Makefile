@@ -26,11 +26,6 @@ REGRESS_OPTS = --inputdir=$(srcdir) --encoding=UTF8 --no-locale --temp-config=$(
 # LLVM bitcode would double the build for a library whose hot loops are its own.
 override with_llvm = no
 
-# The long proofs; an hour or so.
-.PHONY: torture
-torture:
-	$(srcdir)/test/torture/commands
-
 PG_CONFIG ?= pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
@@ -40,3 +35,8 @@ $(EXTENSION)--$(EXTVERSION).sql: sql/hybridiot.sql
 
 # Headers are few and shared: any change rebuilds all.
 $(OBJS): $(wildcard src/*/*.h)
+
+# The long proofs; an hour or so.
+.PHONY: torture
+torture:
+	$(srcdir)/test/torture/commands

@@ -95,7 +95,7 @@ sub fault
 sub gone
 {
 	my $pid = shift;
-	sleep 0.001 while kill(0, $pid) && slurp_file("/proc/$pid/stat") !~ /\) [ZX] /;
+	sleep 0.001 while kill(0, $pid) && (slurp_file("/proc/$pid/stat") // ') X') !~ /\) [ZX] /;
 }
 
 sub kill_amqp
@@ -113,7 +113,7 @@ sub wait_in_flight
 	my $until = time + 10;
 	while (time < $until && is_loaded())
 	{
-		my ($status, $found) = $node->psql('test', q{SELECT count(*) FROM hybridiot.stat_connection WHERE state = 'up' AND in_flight > 0});
+		my ($status, $found) = ask($node, 'test', q{SELECT count(*) FROM hybridiot.stat_connection WHERE state = 'up' AND in_flight > 0});
 		return if defined $status && $status == 0 && $found eq '1';
 	}
 	return;

@@ -29,7 +29,7 @@ our @EXPORT = qw(
 	produce inflate fill start_fill
 	new_node copied_node start_fleet write_secret secret
 	worker_pid kill_worker kill_postmaster expect_killed
-	poll_is wait_state wait_caught_up unique finish
+	ask poll_is wait_state wait_caught_up unique finish
 );
 
 # Where test/ is, however this file was found.
@@ -235,7 +235,7 @@ sub worker_pid
 	while (time < $until)
 	{
 		# The server may be on its way back from a crash.
-		my ($status, $pid) = $node->psql('test', $query);
+		my ($status, $pid) = ask($node, 'test', $query);
 		return $pid if defined $status && $status == 0 && $pid ne '';
 		sleep 0.05;
 	}
@@ -299,6 +299,14 @@ sub _children
 
 # ---------------------------------------------------------------- waiting
 
+# psql() for a server that may be on its way back from a crash: nothing instead of an exception (a broken pipe) when
+# psql has left before it was told the query.
+sub ask
+{
+	my ($node, $database, $query) = @_;
+	return eval { $node->psql($database, $query) };
+}
+
 # poll_is($node, $query, $expected, $name): a check that waits for its result and shows the last one if it never came.
 sub poll_is
 {
@@ -308,7 +316,7 @@ sub poll_is
 	my ($status, $got, $error);
 	do
 	{
-		($status, $got, $error) = $node->psql($database // 'test', $query);
+		($status, $got, $error) = ask($node, $database // 'test', $query);
 		return pass($name) if defined $status && $status == 0 && $got eq $expected;
 		sleep 0.05;
 	} while (time < $until);

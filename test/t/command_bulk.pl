@@ -9,7 +9,7 @@ use PostgreSQL::Test::Utils;
 use Test::More;
 use Time::HiRes qw(time);
 
-my $commands = $ENV{BULK_COMMANDS} // 20_000;
+my $commands = $ENV{BULK_COMMANDS} // 5_000;
 my $fleet = start_fleet('router', '--any-device', '--rule', '{"device": "broken-*", "behaviour": "silent"}',
 	'--rule', '{"device": "shy-*", "behaviour": "release"}', '--rule', '{"device": "stubborn-*", "behaviour": "fail"}');
 my $node = new_node('main', conf => "hybridiot.command_server = 'gateway'");

@@ -80,7 +80,7 @@ disconnect(Connection *c, const char *why)
 		AmqpCount(c->amqp, &counters);
 		c->past.bytes_in += counters.bytes_in;
 		c->past.bytes_out += counters.bytes_out;
-		c->next_target = (AmqpTarget(c->amqp) + (c->open ? 0 : 1)) % c->config.ntargets;
+		c->next_target = (AmqpTarget(c->amqp) + (c->replies ? 0 : 1)) % c->config.ntargets;
 		JournalForgetConnection(c);
 		AmqpFree(c->amqp);
 		c->amqp = NULL;
@@ -455,6 +455,7 @@ take_event(Connection *c, AmqpEvent *event)
 	{
 		case AMQP_EVENT_OPEN:
 			c->open = true;
+			c->up_by_ms = ClockMonotonicMs() + c->config.connect_timeout_ms;
 			open_reply_link(c);
 			return true;
 		case AMQP_EVENT_CLOSED:
@@ -506,6 +507,11 @@ process(Connection *c, int64 now)
 		if (!take_event(c, &event))
 			return;
 	RemovalsSend(c);
+	if (c->open && !c->replies && now >= c->up_by_ms)
+	{
+		close_amqp(c);
+		disconnect(c, "the peer did not open the link for replies in time");
+	}
 }
 
 /* ---- coming and going ---- */
@@ -815,7 +821,11 @@ ConnectionsTimeout(void)
 		Connection *c = dlist_container(Connection, node, iter.cur);
 
 		if (c->amqp)
+		{
 			timeout = Min(timeout, AmqpTimeout(c->amqp));
+			if (c->open && !c->replies)
+				timeout = Min(timeout, (long) Max(0, c->up_by_ms - now));
+		}
 		else
 			timeout = Min(timeout, (long) Max(0, c->retry_ms - now));
 		if (c->replies && c->next_link_ms < PG_INT64_MAX)

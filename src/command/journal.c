@@ -192,7 +192,17 @@ add_event(const pg_uuid_t *id, const char *state, const char *cause)
 void
 JournalAddEvent(const pg_uuid_t *id, const char *state, const char *cause)
 {
-	add_event(id, state, cause);
+	if (state != NULL || StrayKeep())
+		add_event(id, state, cause);
+}
+
+static void
+tell_strays(void)
+{
+	uint64		n = StrayTakeCount();
+
+	if (n > 0)
+		add_event(NULL, NULL, psprintf(UINT64_FORMAT " more replies and outcomes changed nothing", n));
 }
 
 void
@@ -765,7 +775,7 @@ weigh_evidence(const Evidence *evidence)
 	if (command == NULL)
 		command = load_command(evidence);
 	if (command == NULL)
-		add_event(&evidence->id, NULL, evidence->is_reply ? "a reply to an unknown command came" :
+		JournalAddEvent(&evidence->id, NULL, evidence->is_reply ? "a reply to an unknown command came" :
 				  "an outcome of an unknown command came");
 	else if (evidence->is_reply)
 		CommandReply(command, &evidence->reply);
@@ -1015,8 +1025,10 @@ tidy(void)
 		JournalBegin(&scope, "tidying the journal of commands");
 		if (foreign_seen)
 			(void) CatalogForgetHistory(epoch, false);
-		(void) CatalogRemoveCommands(GetCurrentTimestamp() - (int64) hybridiot_command_retention * USECS_PER_SEC,
-									 TIDY_LIMIT);
+		/* All that is too old goes, in steps. */
+		if (CatalogRemoveCommands(GetCurrentTimestamp() - (int64) hybridiot_command_retention * USECS_PER_SEC,
+								  TIDY_LIMIT) == TIDY_LIMIT)
+			next_tidy_ms = 0;
 		JournalCommit(&scope, false);
 		foreign_seen = false;
 	}
@@ -1035,6 +1047,7 @@ JournalTidy(void)
 	if (now >= next_poll_ms)
 	{
 		next_poll_ms = now + POLL_MS;
+		tell_strays();
 		JournalReadQueue();
 	}
 	else if (wants_more())

@@ -124,6 +124,7 @@ struct Connection
 	AmqpLink   *reply_link;
 	bool		replies;		/* the reply link is open: commands may leave */
 	AmqpLink   *management;		/* to the broker's management address; NULL: never needed */
+	int64		up_by_ms;		/* monotonic; it is given up if there are no replies by then */
 	int			next_target;
 	int64		retry_ms;
 	int			backoff_ms;
@@ -285,6 +286,7 @@ extern void JournalClaimAndSend(void);
 extern void JournalWrite(void);
 /* Milliseconds until something here is due. */
 extern long JournalTimeout(void);
+/* state NULL: nothing changed. Of those only so many are kept one by one. */
 extern void JournalAddEvent(const pg_uuid_t *id, const char *state, const char *cause);
 extern void JournalAddEvidence(Evidence *evidence);
 /* Settle a reply when everything that is known now is written and on disk. */
@@ -303,6 +305,13 @@ extern void JournalResolve(CallSlot *slot, const CommandResolution *resolution);
 extern Command *JournalLoadStored(const pg_uuid_t *id);
 /* Housekeeping: restored rows, retention; does nothing more than every few seconds. */
 extern void JournalTidy(void);
+
+/* ---- stray.c ---- */
+
+/* May one more event of what changed nothing be kept? If not it is counted. */
+extern bool StrayKeep(void);
+/* How many were not, since the last time. */
+extern uint64 StrayTakeCount(void);
 
 /* ---- calls (command.c) ---- */
 

@@ -868,7 +868,8 @@ CatalogRemoveCommands(TimestampTz before, int limit)
 		" SELECT c.id FROM hybridiot.command c WHERE c.queued_at < $1"
 		" AND NOT EXISTS (SELECT FROM hybridiot.command_origin o WHERE o.command_id = c.id) LIMIT $2)"
 		" RETURNING id), events AS (DELETE FROM hybridiot.command_event e USING old WHERE e.command_id = old.id),"
-		" unknown AS (DELETE FROM hybridiot.command_event WHERE at < $1 AND command_id IS NULL),"
+		" unknown AS (DELETE FROM hybridiot.command_event e WHERE e.at < $1 AND (e.command_id IS NULL"
+		" OR NOT EXISTS (SELECT FROM hybridiot.command c WHERE c.id = e.command_id))),"
 		" replies AS (DELETE FROM hybridiot.command_reply r USING old WHERE r.command_id = old.id)"
 		" SELECT 1 FROM old",
 		.nargs = 2,.argtypes = {TIMESTAMPTZOID, INT4OID}

@@ -27,6 +27,7 @@
 
 #include "core/clock.h"
 #include "transport/amqp_internal.h"
+#include "transport/assertion.h"
 
 /* Proton 0.37 has no limits of its own. */
 #define MAX_FRAME (16 * 1024)
@@ -152,9 +153,16 @@ dispatch_event(AmqpConnection *c, pn_event_t *event)
 			text = AmqpConditionText(c, pn_session_remote_condition(pn_event_session(event)));
 			AmqpFail(c, text ? text : "the peer ended the session");
 			break;
+		case PN_SESSION_REMOTE_OPEN:
+			/* What peers open could be without end, and is nothing to us. */
+			if (pn_session_state(pn_event_session(event)) & PN_LOCAL_UNINIT)
+				AmqpFail(c, "the peer opened a session of its own");
+			break;
 		case PN_LINK_REMOTE_OPEN:
 			if (link)
 				AmqpLinkOpened(c, link);
+			else if (pn_link_state(pn_event_link(event)) & PN_LOCAL_UNINIT)
+				AmqpFail(c, "the peer opened a link of its own");
 			break;
 		case PN_LINK_REMOTE_CLOSE:
 		case PN_LINK_REMOTE_DETACH:
@@ -422,20 +430,26 @@ wipe(const char *secret)
 		explicit_bzero(unconstify(char *, secret), strlen(secret));
 }
 
+static void
+free_driver(void *argument)
+{
+	AmqpConnection *c = argument;
+
+	if (c->open && !c->closed)
+	{
+		pn_connection_close(c->driver.connection);
+		AmqpWriteOut(c);
+	}
+	pn_connection_driver_destroy(&c->driver);
+}
+
 void
 AmqpFree(AmqpConnection *c)
 {
 	if (c == NULL)
 		return;
 	if (c->driving)
-	{
-		if (c->open && !c->closed)
-		{
-			pn_connection_close(c->driver.connection);
-			AmqpWriteOut(c);
-		}
-		pn_connection_driver_destroy(&c->driver);
-	}
+		(void) AssertionSurvive(free_driver, c);
 	if (c->fd >= 0)
 		close(c->fd);
 	DialFree(c->dial);
@@ -493,6 +507,42 @@ forget_events(AmqpConnection *c)
 	}
 }
 
+/* Have proton do something; if it cannot go on, the connection is lost. */
+static void
+drive(AmqpConnection *c, void (*work) (void *argument))
+{
+	if (AssertionSurvive(work, c))
+		return;
+	c->broken = true;
+	AmqpFail(c, "the peer sent what the client library cannot take");
+}
+
+static void
+process(void *argument)
+{
+	AmqpConnection *c = argument;
+
+	c->next_tick = pn_transport_tick(c->driver.transport, ClockMonotonicMs());
+	read_in(c);
+
+	/* Writing can end things too (an idle time-out, a refusal we answer). */
+	do
+	{
+		dispatch(c);
+		AmqpWriteOut(c);
+	} while (!c->closed && pn_connection_driver_has_event(&c->driver));
+
+	/* Bytes that are no frame end proton's reading, now and then without a word on it. */
+	if (!c->closed && pn_connection_driver_read_closed(&c->driver))
+		AmqpFail(c, "the peer sent what is not AMQP");
+}
+
+static void
+flush(void *argument)
+{
+	AmqpWriteOut((AmqpConnection *) argument);
+}
+
 void
 AmqpProcess(AmqpConnection *c)
 {
@@ -505,19 +555,7 @@ AmqpProcess(AmqpConnection *c)
 	if (c->dial)
 		proceed_dial(c);
 	if (c->driving && !c->closed)
-	{
-		int64		now = ClockMonotonicMs();
-
-		c->next_tick = pn_transport_tick(c->driver.transport, now);
-		read_in(c);
-
-		/* Writing can end things too (an idle time-out, a refusal we answer). */
-		do
-		{
-			dispatch(c);
-			AmqpWriteOut(c);
-		} while (!c->closed && pn_connection_driver_has_event(&c->driver));
-	}
+		drive(c, process);
 	if (!c->closed && !c->open && ClockMonotonicMs() >= c->deadline)
 		AmqpFail(c, "the connection could not be established in time");
 	MemoryContextSwitchTo(old);
@@ -531,7 +569,7 @@ AmqpFlush(AmqpConnection *c)
 	if (!c->driving || c->closed)
 		return;
 	old = MemoryContextSwitchTo(c->context);
-	AmqpWriteOut(c);
+	drive(c, flush);
 	MemoryContextSwitchTo(old);
 }
 

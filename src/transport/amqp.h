@@ -111,7 +111,7 @@ extern void AmqpCount(AmqpConnection *connection, AmqpCounters *counters);
 extern AmqpLink *AmqpOpenSender(AmqpConnection *connection, const char *address, bool queue);
 extern AmqpLink *AmqpOpenReceiver(AmqpConnection *connection, const char *address, bool queue,
 								  int credit);
-/* Give a link up; its deliveries end as LOST. */
+/* Give a link up; its deliveries end as LOST. Events that are there already may still name it. */
 extern void AmqpCloseLink(AmqpConnection *connection, AmqpLink *link);
 extern void AmqpLinkSetOwner(AmqpLink *link, void *owner);
 extern void *AmqpLinkOwner(const AmqpLink *link);

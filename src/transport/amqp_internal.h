@@ -41,6 +41,7 @@ typedef struct Incoming
 struct AmqpLink
 {
 	dlist_node	node;			/* in connection->links, or ->dead */
+	AmqpConnection *connection;
 	pn_link_t  *link;
 	void	   *owner;
 	bool		sender;
@@ -67,6 +68,7 @@ struct AmqpConnection
 	bool		open;
 	char		product[64];	/* of the peer */
 	bool		closed;
+	bool		broken;			/* proton's state is not to be trusted any more */
 	bool		blocked;		/* the socket did not take all */
 	int64		deadline;		/* of connecting */
 	int64		next_tick;		/* 0: none */

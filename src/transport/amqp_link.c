@@ -28,7 +28,8 @@ forget_outgoing(Outgoing *out)
 {
 	dlist_delete(&out->node);
 	out->link->in_flight--;
-	pn_delivery_set_context(out->delivery, NULL);
+	if (!out->link->connection->broken)
+		pn_delivery_set_context(out->delivery, NULL);
 	pfree(out);
 }
 
@@ -69,6 +70,24 @@ forget_incoming(AmqpConnection *c, AmqpLink *link)
 	}
 }
 
+static void
+end_link(AmqpLink *link)
+{
+	pn_link_set_context(link->link, NULL);
+	pn_link_close(link->link);
+	pn_link_free(link->link);
+}
+
+/* Its memory goes when all events are taken. */
+static void
+bury_link(AmqpConnection *c, AmqpLink *link)
+{
+	link->link = NULL;
+	link->open = false;
+	dlist_delete(&link->node);
+	dlist_push_tail(&c->dead, &link->node);
+}
+
 /* ---- what proton tells ---- */
 
 void
@@ -82,13 +101,8 @@ AmqpLinkEnded(AmqpConnection *c, AmqpLink *link, pn_condition_t *condition)
 	event = AmqpAddEvent(c, AMQP_EVENT_LINK_CLOSED);
 	event->link = link;
 	event->text = text ? text : AmqpEventText(c, "the peer ended the link");
-	pn_link_set_context(link->link, NULL);
-	pn_link_close(link->link);
-	pn_link_free(link->link);
-	link->link = NULL;
-	link->open = false;
-	dlist_delete(&link->node);
-	dlist_push_tail(&c->dead, &link->node);
+	end_link(link);
+	bury_link(c, link);
 }
 
 void
@@ -182,10 +196,18 @@ top_up(AmqpLink *link)
 static void
 message_complete(AmqpConnection *c, AmqpLink *link, pn_delivery_t *delivery)
 {
-	Incoming   *in = MemoryContextAlloc(c->context, sizeof(Incoming));
+	Incoming   *in;
 	AmqpEvent  *event;
-	char	   *copy = MemoryContextAllocHuge(c->event_context, link->message.len + 1);
+	char	   *copy;
 
+	/* Proton counts credit, and does not insist on it. */
+	if (link->unsettled >= link->window)
+	{
+		AmqpFail(c, "the peer sent more messages than it had credit for");
+		return;
+	}
+	in = MemoryContextAlloc(c->context, sizeof(Incoming));
+	copy = MemoryContextAllocHuge(c->event_context, link->message.len + 1);
 	memcpy(copy, link->message.data, link->message.len);
 	in->token = ++c->next_token;
 	in->delivery = delivery;
@@ -217,6 +239,7 @@ AmqpIncomingReadable(AmqpConnection *c, AmqpLink *link, pn_delivery_t *delivery)
 		resetStringInfo(&link->message);
 		link->dropped = 0;
 		pn_delivery_settle(delivery);
+		top_up(link);
 		return;
 	}
 	while ((n = pn_link_recv(link->link, chunk, sizeof(chunk))) > 0)
@@ -264,6 +287,7 @@ open_link(AmqpConnection *c, bool sender, const char *address, bool queue)
 
 	initStringInfo(&link->message);
 	MemoryContextSwitchTo(old);
+	link->connection = c;
 	link->sender = sender;
 
 	/* Names must differ between the two sessions of any connection of ours to this peer. */
@@ -316,14 +340,16 @@ AmqpOpenReceiver(AmqpConnection *c, const char *address, bool queue, int credit)
 void
 AmqpCloseLink(AmqpConnection *c, AmqpLink *link)
 {
+	/* The peer was faster; the event that says so is on its way. */
+	if (link->link == NULL)
+		return;
 	AmqpLoseOutgoing(c, link);
 	forget_incoming(c, link);
-	pn_link_set_context(link->link, NULL);
-	pn_link_close(link->link);
-	pn_link_free(link->link);
-	dlist_delete(&link->node);
-	pfree(link->message.data);
-	pfree(link);
+	if (!c->broken)
+		end_link(link);
+
+	/* Events that were not taken yet may name it. */
+	bury_link(c, link);
 }
 
 void
@@ -379,12 +405,7 @@ AmqpSend(AmqpConnection *c, AmqpLink *link, const unsigned char *tag,
 
 	/* Not more is kept here than the socket takes. */
 	if (pn_session_outgoing_bytes(c->send_session) >= MAX_UNWRITTEN)
-	{
-		MemoryContext old = MemoryContextSwitchTo(c->context);
-
-		AmqpWriteOut(c);
-		MemoryContextSwitchTo(old);
-	}
+		AmqpFlush(c);
 }
 
 void

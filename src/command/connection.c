@@ -80,6 +80,8 @@ disconnect(Connection *c, const char *why)
 		AmqpCount(c->amqp, &counters);
 		c->past.bytes_in += counters.bytes_in;
 		c->past.bytes_out += counters.bytes_out;
+
+		/* To refuse us, a host may open the connection first, or even the session. */
 		c->next_target = (AmqpTarget(c->amqp) + (c->replies ? 0 : 1)) % c->config.ntargets;
 		JournalForgetConnection(c);
 		AmqpFree(c->amqp);

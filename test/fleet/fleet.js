@@ -223,6 +223,7 @@ class Fleet {
 		case 'reply': return this.control_reply(c);
 		case 'break': return this.transport.break_all(c.break);
 		case 'pause': return this.transport.pause_reading(c.pause);
+		case 'refuse': return this.transport.set_refusing(c.refuse);
 		case 'listen': return c.listen ? this.transport.start() : this.transport.stop();
 		case 'state':
 			return { state: { commands: this.ledger.commands, online: [...this.devices.values()].filter((d) => d.online).map((d) => d.name),

@@ -52,6 +52,7 @@ class Router {
 		this.incoming = new Set();		/* receivers: the peer sends here */
 		this.replies = new Map();		/* address -> { senders, waiting, next } */
 		this.no_credit = [...options.no_credit];
+		this.refusing = false;
 		this.container = rhea.create_container({ id: options.container_id });
 		this.set_mechanisms();
 		this.set_handlers();
@@ -107,6 +108,8 @@ class Router {
 		const event = (kind, fields) => this.fleet.ledger.event(kind, fields);
 
 		c.on('connection_open', ({ connection }) => {
+			if (this.refusing)
+				connection.close({ condition: 'amqp:connection:forced', description: 'not now' });
 			this.connections.add(connection);
 			event('connected', { container: connection.container_id });
 		});
@@ -378,6 +381,11 @@ class Router {
 				connection.socket.pause();
 			else
 				connection.socket.resume();
+	}
+
+	/* As AMQP refuses a connection: it is opened, and closed with the reason. */
+	set_refusing(refusing) {
+		this.refusing = refusing;
 	}
 
 	/* Stops listening and drops everybody; start() listens on the same port again. */

@@ -200,13 +200,13 @@ def transfer_without_attach(c, random):
 @attack('up')
 def transfers_to_the_sender(c, random):
     for _ in range(20):
-        yield transfer(0, 0, c.next_number(), bytes(60000))
+        yield transfer(0, 0, c.next_number(), bytes(16000))
 
 
 @attack('up')
 def more_than_the_window(c, random):
-    for _ in range(100):
-        yield transfer(1, c.reply_handle, c.next_number(), bytes(60000), more=True)
+    for _ in range(1100):
+        yield transfer(1, c.reply_handle, c.next_number(), bytes(16000), more=True)
 
 
 @attack('up')

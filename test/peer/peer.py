@@ -289,6 +289,9 @@ class Connection:
         return amqp.transfer(1, self.reply_handle, self.next_number(), message, **how)
 
 
+FRAME = 16_000              # bytes of a message that fit in a frame
+
+
 class Replies:
     """What a device, or somebody who plays one, may answer: each yields bytes."""
 
@@ -311,7 +314,10 @@ class Replies:
         yield c.carry(amqp.message(amqp.string(command['id']), body=body, **fields))
 
     def content(c, command, kind, body):
-        yield c.carry(amqp.message(amqp.string(command['id']), content_type=amqp.symbol(kind) if kind else None, body=bytes.fromhex(body)))
+        whole = amqp.message(amqp.string(command['id']), content_type=amqp.symbol(kind) if kind else None, body=bytes.fromhex(body))
+        number = c.next_number()
+        for at in range(0, len(whole), FRAME):
+            yield amqp.transfer(1, c.reply_handle, number, whole[at:at + FRAME], more=at + FRAME < len(whole))
 
     def cut(c, command):
         yield c.carry(amqp.message(amqp.string(command['id']), body=amqp.data('{"a": 1}'))[:-3])
@@ -331,8 +337,8 @@ class Replies:
     def endless(c, command, megabytes):
         number = c.next_number()
         yield amqp.transfer(1, c.reply_handle, number, amqp.message(amqp.string(command['id']), body=b'\x00\x53\x75\xb0\x7f\xff\xff\xff'), more=True)
-        for _ in range(megabytes * 16):
-            yield amqp.transfer(1, c.reply_handle, number, bytes(65000), more=True)
+        for _ in range(megabytes * 1_000_000 // FRAME):
+            yield amqp.transfer(1, c.reply_handle, number, bytes(FRAME), more=True)
 
     def guesses(c, command, count):
         """replies with ids that nobody gave out"""

@@ -55,7 +55,7 @@ my $pid = worker_pid($node, "kind = 'amqp'");
 
 # ---------------------------------------------------------------- attacks
 
-is_deeply([ @{ $peer->state->{announced} }{qw(max_frame channel_max window idle)} ], [ 65536, 7, 16, 30000 ],
+is_deeply([ @{ $peer->state->{announced} }{qw(max_frame channel_max window idle)} ], [ 16384, 7, 1024, 30000 ],
 	'frame size, channels, window and idle time-out are announced');
 
 # Many servers, so that their waits between two tries run side by side.
@@ -80,7 +80,10 @@ is(scalar(keys %{ $state->{attacks} }), 30, 'every attack was tried');
 $peer->set(credit => 101);
 is_up("victim_$_", "connection $_ is up again") for 1, 20;
 is_up('gateway', 'and the first');
-is(call(), 'succeeded 200', 'it is usable');
+# One that is up may still be under attack.
+my $usable = call();
+for (my $tries = 0; $usable ne 'succeeded 200' && $tries < 100; $tries++) { $usable = call() }
+is($usable, 'succeeded 200', 'it is usable');
 is(worker_pid($node, "kind = 'amqp'"), $pid, 'the worker is the same');
 cmp_ok(memory() - $before, '<', 60_000, 'and not much larger');
 result("DROP SERVER victim_$_") for 1 .. 20;

@@ -34,6 +34,12 @@
 /* How often a link is tried again for which there was no room. */
 #define LINK_RETRY_MS 100
 #define PUBLISH_MS 200
+/*
+ * What is read in one turn, in pieces of 8 kB. All that came is weighed and written in the same turn, so
+ * while there are several senders it is little, and none waits long for what comes for another.
+ */
+#define MANY_READS 16
+#define FEW_READS 1
 
 dlist_head	Connections = DLIST_STATIC_INIT(Connections);
 
@@ -504,7 +510,7 @@ process(Connection *c, int64 now)
 	}
 	if (c->replies)
 		open_needed_links(c, now);
-	AmqpProcess(c->amqp);
+	AmqpProcess(c->amqp, QueueActiveSenders() > 1 ? FEW_READS : MANY_READS);
 	while (AmqpNextEvent(c->amqp, &event))
 		if (!take_event(c, &event))
 			return;

@@ -34,8 +34,6 @@
 #define MAX_CHANNEL 7
 /* In frames, of which a reply is one, however short: they should not be what replies wait for. */
 #define SESSION_WINDOW (1024 * MAX_FRAME)
-/* Reads of one AmqpProcess() call, so that a flood does not starve the owner. */
-#define MAX_READS 16
 
 /* ---- events ---- */
 
@@ -248,7 +246,7 @@ AmqpWriteOut(AmqpConnection *c)
 static void
 read_in(AmqpConnection *c)
 {
-	for (int i = 0; i < MAX_READS && !c->closed; i++)
+	for (int i = 0; i < c->max_reads && !c->closed; i++)
 	{
 		pn_rwbytes_t buffer = pn_connection_driver_read_buffer(&c->driver);
 		ssize_t		n;
@@ -544,12 +542,13 @@ flush(void *argument)
 }
 
 void
-AmqpProcess(AmqpConnection *c)
+AmqpProcess(AmqpConnection *c, int max_reads)
 {
 	MemoryContext old;
 
 	if (c->closed)
 		return;
+	c->max_reads = max_reads;
 	forget_events(c);
 	old = MemoryContextSwitchTo(c->context);
 	if (c->dial)

@@ -94,8 +94,8 @@ extern int	AmqpFd(const AmqpConnection *connection);	/* -1: none */
 extern uint32 AmqpEvents(const AmqpConnection *connection); /* WL_SOCKET_* */
 /* Milliseconds until AmqpProcess() must be called though nothing happens on the socket. */
 extern long AmqpTimeout(const AmqpConnection *connection);
-/* Read and write what can be; collects events. */
-extern void AmqpProcess(AmqpConnection *connection);
+/* Read, at most so many times, and write what can be; collects events. */
+extern void AmqpProcess(AmqpConnection *connection, int max_reads);
 /* Write what was asked for since; before waiting. May collect events (AmqpTimeout() is 0 then). */
 extern void AmqpFlush(AmqpConnection *connection);
 /* Take the next event; false when there is none. */

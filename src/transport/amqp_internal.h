@@ -70,6 +70,7 @@ struct AmqpConnection
 	bool		closed;
 	bool		broken;			/* proton's state is not to be trusted any more */
 	bool		blocked;		/* the socket did not take all */
+	int			max_reads;		/* of the present AmqpProcess() */
 	int64		deadline;		/* of connecting */
 	int64		next_tick;		/* 0: none */
 	uint64		produced;		/* bytes proton has made, as far as we know */

@@ -162,7 +162,7 @@ turn(Run *run)
 
 	for (int i = 0; i < 3; i++)
 	{
-		AmqpProcess(run->connection);
+		AmqpProcess(run->connection, 16);
 		take_events(run);
 		AmqpFlush(run->connection);
 		take_events(run);

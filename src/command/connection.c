@@ -431,6 +431,7 @@ link_closed(Connection *c, const AmqpEvent *event)
 	link_gone(link);
 	link->retry_ms = ClockMonotonicMs() +
 		BackoffNext(&link->backoff_ms, BACKOFF_FIRST_MS, BACKOFF_MAX_MS);
+	c->next_link_ms = Min(c->next_link_ms, link->retry_ms);
 }
 
 static void
@@ -442,6 +443,7 @@ link_opened(Connection *c, const AmqpEvent *event)
 		return;
 	}
 	c->replies = true;
+	c->next_link_ms = 0;		/* those that waited for this are opened at once */
 	c->backoff_ms = 0;
 	set_state(c, CONNECTION_UP);
 	ereport(LOG, (errmsg("connected to AMQP server \"%s\"", c->name)));

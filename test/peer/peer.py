@@ -7,7 +7,7 @@ Prints {"ready": true, "port": N}, then takes commands, a JSON object a line, an
 standard input. In good times it accepts whoever logs in anonymously, gives credit, and answers commands. The commands:
 
     {"set": {...}}      what it does from now on, over the defaults below; links that are open get a new credit
-    {"settle": "..."}   outcome of all commands that have none yet
+    {"settle": "..."}   outcome of all commands that have none yet, or with "id" of that one
     {"reply": {...}}    a reply, or other frames, now (class Replies), to the command {"id": ...}
     {"say": "..."}      end, detach, close or drain
     {"hang_up": true}   all sockets are closed
@@ -26,7 +26,7 @@ import attacks
 
 DEFAULTS = {
     'mechanisms': ['ANONYMOUS'], 'sasl_code': 0, 'silent': None, 'trickle': False, 'max_frame': 65536, 'channel_max': 100, 'window': 2048, 'idle': 0,
-    'credit': 100, 'refill': True, 'attach': True, 'read': True, 'outcome': 'accepted', 'replies': ['good'], 'stop_after': None, 'drop_after': None,
+    'credit': 100, 'refill': True, 'attach': True, 'read': True, 'outcome': 'accepted', 'replies': ['good'], 'stop_after': None, 'drop_after': None, 'stall': False,
 }
 
 
@@ -182,6 +182,8 @@ class Connection:
                 if fields[4] is not None:
                     self.may_begin = (fields[5] or 0) + fields[6]
                 self.allowed.set()
+            elif code == amqp.FLOW and (channel, fields[4]) in self.links:
+                self.links[channel, fields[4]][3] = fields[5]       # drained: the credit is used up
             elif code == amqp.DISPOSITION:
                 word = fields[4][0] if fields[4] else None
                 self.peer.state['outcomes'][str(word)] = self.peer.state['outcomes'].get(str(word), 0) + (fields[2] or fields[1]) - fields[1] + 1
@@ -224,7 +226,7 @@ class Connection:
             state['partial'] += 1
             if self.settings.drop_after == 'partial':
                 raise Gone
-            if self.unseen == self.settings.window:
+            if self.unseen == self.settings.window and not self.settings.stall:
                 self.give_credit(channel, handle)
             return
         number, body = self.partial.pop((channel, handle))
@@ -381,7 +383,7 @@ async def obey(peer, command):
         peer.attacking = command['attack']
     if 'settle' in command:
         for c in list(peer.connections):
-            for one in list(c.received):
+            for one in [one for one in c.received if command.get('id') in (None, one['id'])]:
                 await c.settle(one, command['settle'])
     if 'reply' in command:
         for c in list(peer.connections):

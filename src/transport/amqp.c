@@ -19,7 +19,6 @@
 
 #include <proton/logger.h>
 #include <proton/sasl.h>
-#include <proton/ssl.h>
 #include <proton/transport.h>
 
 #include "storage/latch.h"
@@ -88,6 +87,8 @@ AmqpFail(AmqpConnection *c, const char *reason)
 
 	if (c->closed)
 		return;
+	if (c->driving && !c->open)
+		reason = AmqpRefusalText(c, reason);
 	c->closed = true;
 	c->open = false;
 	AmqpLoseOutgoing(c, NULL);
@@ -279,33 +280,6 @@ read_in(AmqpConnection *c)
 
 /* ---- connecting ---- */
 
-/* TLS of the transport; false: said why. */
-static bool
-set_up_tls(AmqpConnection *c, pn_transport_t *transport)
-{
-	const AmqpConfig *config = &c->config;
-	pn_ssl_domain_t *domain = pn_ssl_domain(PN_SSL_MODE_CLIENT);
-	const char *problem = NULL;
-
-	if (domain == NULL)
-		problem = "TLS is not available";
-	else if (config->ssl_ca && pn_ssl_domain_set_trusted_ca_db(domain, config->ssl_ca) != 0)
-		problem = "could not read the file of option \"ssl_ca\"";
-	else if (config->ssl_certificate &&
-			 pn_ssl_domain_set_credentials(domain, config->ssl_certificate, config->ssl_key,
-										   config->ssl_key_password) != 0)
-		problem = "could not use the files of options \"ssl_certificate\" and \"ssl_key\"";
-	else if (pn_ssl_domain_set_peer_authentication(domain, PN_SSL_VERIFY_PEER_NAME, NULL) != 0 ||
-			 pn_ssl_init(pn_ssl(transport), domain, NULL) != 0 ||
-			 pn_ssl_set_peer_hostname(pn_ssl(transport), config->targets[c->target].host) != 0)
-		problem = "could not set up TLS";
-	if (domain)
-		pn_ssl_domain_free(domain);
-	if (problem)
-		AmqpFail(c, problem);
-	return problem == NULL;
-}
-
 /* The socket is connected: begin the protocol. */
 static void
 begin_protocol(AmqpConnection *c)
@@ -337,7 +311,7 @@ begin_protocol(AmqpConnection *c)
 	pn_transport_set_max_frame(transport, MAX_FRAME);
 	pn_transport_set_channel_max(transport, MAX_CHANNEL);
 	pn_transport_set_idle_timeout(transport, config->idle_timeout_ms);
-	if (config->tls && !set_up_tls(c, transport))
+	if (config->tls && !AmqpSetUpTls(c, transport))
 		return;
 	sasl = pn_sasl(transport);
 	pn_sasl_allowed_mechs(sasl, config->mechanism);

@@ -1,6 +1,6 @@
 /*
  * amqp_internal.h
- *		What amqp.c and amqp_link.c share: connection, links and messages as they keep them.
+ *		What amqp.c, amqp_login.c and amqp_link.c share: connection, links and messages as they keep them.
  */
 #ifndef HYBRIDIOT_AMQP_INTERNAL_H
 #define HYBRIDIOT_AMQP_INTERNAL_H
@@ -63,6 +63,7 @@ struct AmqpConnection
 	int			target;
 	pn_connection_driver_t driver;
 	bool		driving;		/* the driver is initialized */
+	struct ssl_st *tls;			/* OpenSSL's part of it; NULL: none */
 	pn_session_t *send_session;
 	pn_session_t *receive_session;
 	bool		open;
@@ -99,6 +100,13 @@ extern const char *AmqpConditionText(AmqpConnection *c, pn_condition_t *conditio
 extern void AmqpFail(AmqpConnection *c, const char *reason);
 /* Give the socket what proton has, as much as it takes. */
 extern void AmqpWriteOut(AmqpConnection *c);
+
+/* ---- amqp_login.c ---- */
+
+/* TLS for a transport that was not bound yet; false: AmqpFail() was called. */
+extern bool AmqpSetUpTls(AmqpConnection *c, pn_transport_t *transport);
+/* Why the connection was not opened, for people: what the library says, and what that means. As long as the events. */
+extern const char *AmqpRefusalText(AmqpConnection *c, const char *reason);
 
 /* ---- amqp_link.c ---- */
 

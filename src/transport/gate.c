@@ -130,9 +130,8 @@ GateNoteCertificate(Gate *gate, int error, const char *peer)
 	return false;
 }
 
-/* OpenSSL's X509_V_ERR_... in words. */
-static const char *
-certificate_problem(int error)
+const char *
+CertificateProblem(int error)
 {
 	switch (error)
 	{
@@ -141,6 +140,7 @@ certificate_problem(int error)
 		case 10:
 			return "has expired";
 		case 18:
+			return "signed itself, and is not in ssl_ca";
 		case 19:
 		case 20:
 		case 21:
@@ -160,9 +160,9 @@ GateBadCertificate(Gate *gate, char *text, size_t len)
 
 	pthread_mutex_lock(&gate->mutex);
 	error = gate->certificate_error;
-	if (error != 0 && certificate_problem(error))
+	if (error != 0 && CertificateProblem(error))
 		snprintf(text, len, "the certificate of broker %s %s", gate->certificate_peer,
-				 certificate_problem(error));
+				 CertificateProblem(error));
 	else if (error != 0)
 		snprintf(text, len, "the certificate of broker %s is not good: X509 error %d",
 				 gate->certificate_peer, error);

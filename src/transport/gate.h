@@ -34,6 +34,9 @@ extern bool GateNoteCertificate(Gate *gate, int error, const char *peer);
 /* What was wrong with the last certificate that was refused; false if none was. */
 extern bool GateBadCertificate(Gate *gate, char *text, size_t len);
 
+/* OpenSSL's X509_V_ERR_... as words that follow "the certificate"; NULL for what is rare. Any thread. */
+extern const char *CertificateProblem(int error);
+
 /* Is somebody kept out of whose addresses none was let in for a while? Then says who. */
 extern bool GateKeepsOut(Gate *gate, char *text, size_t len);
 

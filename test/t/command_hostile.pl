@@ -187,7 +187,7 @@ sub says
 	return poll_is($node, "SELECT state || ': ' || last_error FROM hybridiot.stat_connection WHERE server = '$server'", "retrying: $error", $name);
 }
 my $late = 'the connection could not be established in time';
-for ([ 'start', $late ], [ 'sasl', $late ], [ 'open', $late ], [ 'begin', 'the peer did not open the link for replies in time' ])
+for ([ 'start', "the peer does not answer in AMQP without TLS on port @{[ $peer->port ]}: see options port and tls ($late)" ], [ 'sasl', $late ], [ 'open', $late ], [ 'begin', 'the peer did not open the link for replies in time' ])
 {
 	my ($stage, $error) = @$_;
 	$peer->set(silent => $stage);

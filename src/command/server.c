@@ -142,6 +142,11 @@ read_addresses(Connection *c, List *options)
 	const char *tenant = OptionGet(options, "tenant");
 	char		reply_id[37];
 
+	if (tenant == NULL && c->peer == PEER_HONO)
+		ereport(ERROR,
+				(errcode(ERRCODE_FDW_OPTION_NAME_NOT_FOUND),
+				 errmsg("server \"%s\" is a Hono and has no tenant", c->name),
+				 errhint("Set option tenant.")));
 	c->tenant = AddressEncode(tenant ? tenant : "");
 	c->command_address = AddressFillIn(command ? command :
 								 c->peer == PEER_HONO ? "command/{tenant}/{device}" : "command/{device}",

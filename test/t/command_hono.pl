@@ -141,6 +141,10 @@ is($seen->{to}, 'command/Werk%201%2F%C3%A4%25/Halle%203%2F%C3%BC%25%2B', 'to');
 like($seen->{reply_to}, qr{^command_response/Werk%201%2F%C3%A4%25/[0-9a-f-]{36}$}, 'reply-to');
 is($seen->{device}, $odd, 'which is that device');
 
+result("CREATE SERVER homeless FOREIGN DATA WRAPPER hybridiot_amqp OPTIONS (host '127.0.0.1', port '1', peer 'hono')");
+poll_is($node, q{SELECT last_error FROM hybridiot.stat_connection WHERE server = 'homeless'}, 'server "homeless" is a Hono and has no tenant',
+	'no tenant');
+
 my %times;
 $times{ $_->{id} }++ for $fleet->ledger;
 is((grep { $_ > 1 } values %times), 0, 'no id reached a device twice');

@@ -424,7 +424,7 @@ take_command(const CommandRequest *request, CallSlot *slot, int i)
 	command->unwritten = true;
 	command->result.state = COMMAND_QUEUED;
 	ConnectionEnqueue(command, false);
-	JournalAddUnwritten(command);
+	ClaimAddUnwritten(command);
 }
 
 void
@@ -660,7 +660,7 @@ CommandWorkerMain(Datum main_arg)
 		if (pg_atomic_read_u32(&MyWorkerSlot->wake) != 0 &&
 			pg_atomic_exchange_u32(&MyWorkerSlot->wake, 0) != 0)
 			JournalReadQueue();
-		JournalClaimAndSend();
+		ClaimAndSend();
 		ConnectionsFlush();
 		run_timers();
 		RemovalsExpire();

@@ -18,7 +18,6 @@
 
 #include "access/xact.h"
 #include "access/xlog.h"
-#include "portability/instr_time.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -29,13 +28,6 @@
 #include "core/compat.h"
 #include "core/worker.h"
 
-/* Commands claimed in one transaction, */
-#define MAX_CLAIMS 500
-/* and when there are several senders, in about this time, so that none waits long for another's. */
-#define MIN_CLAIMS 16
-#define CLAIMS_US 2000
-/* How long claims are tried one by one, after they failed together. */
-#define SINGLE_CLAIMS_MS 500
 /* Commands read from the queue in one transaction: alone, and when there are several senders. */
 #define QUEUE_PAGE 1000
 #define SHORT_QUEUE_PAGE 200
@@ -57,7 +49,6 @@ static int64 epoch = 0;			/* this life of the worker */
 
 static dlist_head evidences = DLIST_STATIC_INIT(evidences);
 static dlist_head settlements = DLIST_STATIC_INIT(settlements);
-static List *unwritten = NIL;	/* commands of calls; in TopMemoryContext */
 static MemoryContext events_context = NULL;
 static CommandEvent *events = NULL;
 static int	nevents = 0;
@@ -73,9 +64,6 @@ static int64 next_tidy_ms = 0;
 static bool foreign_seen = false;
 
 static bool queue_unread = false;	/* somebody told of new commands, and there was no room */
-
-/* What one claim took lately, with its share of the flush. */
-static double claim_us = 100;
 
 /* ---- transactions ---- */
 
@@ -149,8 +137,8 @@ retry_later(void)
 /* ---- events ---- */
 
 /* Now, but behind the event before: their order is the story. A clock that is set back begins another. */
-static TimestampTz
-event_time(void)
+TimestampTz
+JournalEventTime(void)
 {
 	static TimestampTz last = 0;
 	TimestampTz now = GetCurrentTimestamp();
@@ -182,7 +170,7 @@ add_event(const pg_uuid_t *id, const char *state, const char *cause)
 		event->has_id = true;
 		event->id = *id;
 	}
-	event->at = event_time();
+	event->at = JournalEventTime();
 	event->state = state;
 	event->cause = cause ? MemoryContextStrdup(events_context, cause) : NULL;
 	if (lazy_since_ms == 0)
@@ -413,6 +401,7 @@ read_queue(bool all)
 			sender->xid = 0;
 			sender->seq = 0;
 		}
+		queue_unread = false;	/* looked for again then: */
 		next_poll_ms = ClockMonotonicMs() + BackoffNext(&backoff_ms, RETRY_FIRST_MS, RETRY_MAX_MS);
 	}
 	PG_END_TRY();
@@ -450,301 +439,6 @@ wants_more(void)
 			return true;
 	}
 	return false;
-}
-
-/* ---- claims ---- */
-
-void
-JournalAddUnwritten(Command *command)
-{
-	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-
-	unwritten = lappend(unwritten, command);
-	MemoryContextSwitchTo(old);
-}
-
-/*
- * When an answer is due. A one-way command waits for its outcome as long as it could
- * have waited to be sent.
- */
-static TimestampTz
-answer_deadline(const Command *command, TimestampTz now)
-{
-	int64		within = command->reply_within_ms * 1000;
-
-	if (command->nature.one_way)
-		return now + Max(command->expires_at - now, 1000000);
-	if (command->nature.mode == MODE_STORE)
-		return command->expires_at + within;
-	return now + within;
-}
-
-/* Write a call's command: claimed if it can leave now. False: it was known before. */
-static bool
-write_call(Command *command, bool sending, TimestampTz answer_by)
-{
-	const CommandRequest *request = command->request;
-	pg_uuid_t	known;
-	bool		same;
-
-	if (request->idempotency_key && CatalogFindIdempotent(request, &known, &same))
-	{
-		CallTellKnown(command, &known, same);
-		return false;
-	}
-	if (!CatalogInsertCommand(request, sending ? COMMAND_SENDING : COMMAND_QUEUED,
-							  sending ? answer_by : 0))
-		ereport(ERROR,
-				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
-				 errmsg("the idempotency key is being used by another transaction")));
-	CatalogInsertOrigin(&command->id, request->server, request->sender, sending ? epoch : 0);
-	return true;
-}
-
-/* One claim. False: there is nothing to send, the command is no more ours. */
-static bool
-claim(Command *command, TimestampTz answer_by)
-{
-	CommandRequest *request;
-
-	if (command->unwritten)
-		return write_call(command, true, answer_by);
-	request = CatalogClaimCommand(&command->id, epoch, answer_by, CommandContext(command));
-	if (request)
-		command->request = request;
-	return request != NULL;
-}
-
-/*
- * Claim n commands in one transaction, and write those of calls that cannot leave yet.
- * Commands that are gone are set to NULL. Raises what the journal raises; nothing is changed in memory
- * then.
- */
-static void
-claim_batch(Command **commands, int n, Command **waiting, int nwaiting)
-{
-	CatalogScope scope;
-	TimestampTz now = event_time();
-	TimestampTz *answer_by = palloc(sizeof(TimestampTz) * (n + 1));
-	bool	   *gone = palloc0(n + nwaiting + 1);
-	CommandEvent *claimed = palloc0(sizeof(CommandEvent) * 2 * (n + nwaiting + 1));
-	int			nclaimed = 0;
-	bool		flush = synchronous_commit != SYNCHRONOUS_COMMIT_OFF;
-	const char *queued = CommandStateName(COMMAND_QUEUED);
-	const char *sending = CommandStateName(COMMAND_SENDING);
-
-	JournalBegin(&scope, "claiming commands");
-	for (int i = 0; i < n; i++)
-	{
-		Command    *command = commands[i];
-
-		answer_by[i] = answer_deadline(command, now);
-		gone[i] = !claim(command, answer_by[i]);
-		if (gone[i])
-			continue;
-		if (command->unwritten)
-			claimed[nclaimed++] = (CommandEvent) {true, command->id, command->request->queued_at, queued, NULL};
-		else
-			flush = true;		/* it could be sent again after a crash */
-		claimed[nclaimed++] = (CommandEvent) {true, command->id, now, sending, NULL};
-	}
-	for (int i = 0; i < nwaiting; i++)
-	{
-		gone[n + i] = !write_call(waiting[i], false, 0);
-		if (!gone[n + i])
-			claimed[nclaimed++] = (CommandEvent) {true, waiting[i]->id, waiting[i]->request->queued_at, queued, NULL};
-	}
-	CatalogInsertEvents(claimed, nclaimed);
-	JournalCommit(&scope, flush);
-
-	for (int i = 0; i < n; i++)
-	{
-		Command    *command = commands[i];
-
-		command->unwritten = false;
-		if (gone[i])
-		{
-			CommandForget(command);
-			commands[i] = NULL;
-			continue;
-		}
-		command->result.state = COMMAND_SENDING;
-		command->answer_by = answer_by[i];
-		command->answer_ms = ClockMonotonicMs() + (answer_by[i] - now) / 1000;
-	}
-	for (int i = 0; i < nwaiting; i++)
-	{
-		waiting[i]->unwritten = false;
-		if (gone[n + i])
-			CommandForget(waiting[i]);
-		else
-			CommandSetTimer(waiting[i]);
-	}
-}
-
-/* A claim that cannot be made: a call is told, a queued command is tried again later. */
-static void
-claim_failed(Command *command, int sqlstate, const char *message)
-{
-	if (command->unwritten)
-	{
-		CallRefuseCommand(command, sqlstate, message);
-		CommandForget(command);
-		return;
-	}
-	command->not_before_ms = ClockMonotonicMs() + BackoffNext(&command->claim_backoff_ms,
-															  RETRY_FIRST_MS, RETRY_MAX_MS);
-	CommandSetTimer(command);
-}
-
-/* Not tried: what the journal does not know stays with the unwritten, the rest waits where it waits. */
-static void
-claim_later(Command *command)
-{
-	if (command->unwritten)
-		JournalAddUnwritten(command);
-}
-
-/* As claim_batch(); an error is told by its SQLSTATE. */
-static int
-try_claim(Command **commands, int n, Command **waiting, int nwaiting, char **message)
-{
-	MemoryContext context = CurrentMemoryContext;
-	volatile int sqlstate = 0;
-
-	PG_TRY();
-	{
-		claim_batch(commands, n, waiting, nwaiting);
-	}
-	PG_CATCH();
-	{
-		sqlstate = JournalRecover(context, "claiming commands", message);
-	}
-	PG_END_TRY();
-	return sqlstate;
-}
-
-/*
- * Claim; what cannot be claimed together is claimed one by one, so that one lock in the
- * way does not keep the others. If all of them are in its way, that would take too long.
- */
-static void
-claim_all(Command **commands, int n, Command **waiting, int nwaiting)
-{
-	int64		until = ClockMonotonicMs() + SINGLE_CLAIMS_MS;
-	char	   *message = NULL;
-	int			sqlstate = try_claim(commands, n, waiting, nwaiting, &message);
-
-	if (sqlstate == 0)
-		return;
-	if (n + nwaiting == 1)
-	{
-		claim_failed(n == 1 ? commands[0] : waiting[0], sqlstate, message);
-		if (n == 1)
-			commands[0] = NULL;
-		return;
-	}
-	for (int i = 0; i < n; i++)
-	{
-		if (ClockMonotonicMs() < until)
-			claim_all(&commands[i], 1, NULL, 0);
-		else
-		{
-			claim_later(commands[i]);
-			commands[i] = NULL;
-		}
-	}
-	for (int i = 0; i < nwaiting; i++)
-	{
-		if (ClockMonotonicMs() < until)
-			claim_all(NULL, 0, &waiting[i], 1);
-		else
-			claim_later(waiting[i]);
-	}
-}
-
-/* The last look before the first byte. */
-static void
-send_claimed(Command *command)
-{
-	if (GetCurrentTimestamp() >= command->expires_at || ClockMonotonicMs() >= command->expires_ms)
-	{
-		QueueRemove(command);
-		CommandChange(command, COMMAND_EXPIRED, NULL);
-	}
-	else if (ConnectionSend(command))
-		CommandSetTimer(command);
-	else
-	{
-		QueueRemove(command);
-		CommandLost(command, false);
-	}
-}
-
-/* How many claims make a transaction: while several send, no more than a moment's. */
-static int
-claims_at_once(void)
-{
-	if (QueueActiveSenders() <= 1)
-		return MAX_CLAIMS;
-	return Min(MAX_CLAIMS, Max(MIN_CLAIMS, (int) (CLAIMS_US / claim_us)));
-}
-
-/* Of the calls' commands that cannot leave now, some to be written; the rest stays. */
-static int
-take_waiting(Command **waiting, int max)
-{
-	List	   *rest = NIL;
-	int			n = 0;
-	ListCell   *lc;
-	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
-
-	foreach(lc, unwritten)
-	{
-		Command    *command = lfirst(lc);
-
-		if (command->claiming)
-			continue;
-		if (n < max)
-			waiting[n++] = command;
-		else
-			rest = lappend(rest, command);
-	}
-	MemoryContextSwitchTo(old);
-	list_free(unwritten);
-	unwritten = rest;
-	return n;
-}
-
-void
-JournalClaimAndSend(void)
-{
-	int			max = claims_at_once();
-	Command   **commands = palloc(sizeof(Command *) * max);
-	Command   **waiting = palloc(sizeof(Command *) * max);
-	int			n = QueueSendable(commands, max);
-	int			nwaiting;
-	instr_time	begun;
-	instr_time	took;
-
-	if (n == 0 && unwritten == NIL)
-		return;
-	for (int i = 0; i < n; i++)
-		commands[i]->claiming = true;
-	nwaiting = take_waiting(waiting, Max(max - n, MIN_CLAIMS));
-	for (int i = 0; i < n; i++)
-		commands[i]->claiming = false;
-	if (n + nwaiting == 0)
-		return;
-
-	INSTR_TIME_SET_CURRENT(begun);
-	claim_all(commands, n, waiting, nwaiting);
-	INSTR_TIME_SET_CURRENT(took);
-	INSTR_TIME_SUBTRACT(took, begun);
-	claim_us = claim_us * 0.8 + INSTR_TIME_GET_DOUBLE(took) * 1e6 / (n + nwaiting) * 0.2;
-	for (int i = 0; i < n; i++)
-		if (commands[i])
-			send_claimed(commands[i]);
 }
 
 /* ---- changes ---- */
@@ -1001,7 +695,7 @@ JournalTimeout(void)
 	int64		now = ClockMonotonicMs();
 	int64		due = next_poll_ms;
 
-	if (wants_more() || unwritten != NIL)
+	if (wants_more() || ClaimsAreMissing())
 		return 0;
 	if (ChangesUrgent)
 		due = Min(due, retry_ms);

@@ -5,7 +5,8 @@
  *
  * command.c has the loop and the life of a command, queue.c the order in which they leave, connection.c the
  * connections and what they tell, removal.c what is taken back from a broker, server.c what they depend on,
- * journal.c every transaction. All of it is one process's memory; the journal follows it.
+ * claim.c what is written before they leave, journal.c every other transaction. All of it is one process's
+ * memory; the journal follows it.
  */
 #ifndef HYBRIDIOT_COMMAND_WORKER_H
 #define HYBRIDIOT_COMMAND_WORKER_H
@@ -272,16 +273,21 @@ extern void RemovalsExpire(void);
 /* Milliseconds until RemovalsExpire() has something to do. */
 extern long RemovalsTimeout(void);
 
+/* ---- claim.c ---- */
+
+/* A call's command: the journal has no row of it yet. */
+extern void ClaimAddUnwritten(Command *command);
+/* Claim what can leave and send it; write the commands of calls. */
+extern void ClaimAndSend(void);
+/* Are there commands of calls that the journal does not know yet? */
+extern bool ClaimsAreMissing(void);
+
 /* ---- journal.c ---- */
 
 /* The beginning of a worker: epoch, no history, what still waits for a reply. */
 extern void JournalStart(void);
 /* Look for new commands in the queue. */
 extern void JournalReadQueue(void);
-/* A call's command: the journal has no row of it yet. */
-extern void JournalAddUnwritten(Command *command);
-/* Claim what can leave and send it; write the commands of calls. */
-extern void JournalClaimAndSend(void);
 /* Write all changes, if they are urgent or old enough; then tell those who wait. */
 extern void JournalWrite(void);
 /* Milliseconds until something here is due. */

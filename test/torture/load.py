@@ -224,6 +224,7 @@ def read_allowed():
 
 def main():
     global allowed
+    parent = os.getppid()
     sessions = [Session(number) for number in range(1, SESSIONS + 1)]
     for session in sessions:
         session.start()
@@ -235,6 +236,8 @@ def main():
         os.rename(f"{DIR}/issued.new", f"{DIR}/issued")
         allowed = read_allowed()
         time.sleep(0.05)
+        if os.getppid() != parent:
+            os._exit(1)             # whoever started this is gone
     told.close()
     for session in sessions:
         if session.failed:

@@ -16,7 +16,7 @@ PG_CPPFLAGS = -I$(srcdir)/src
 PG_CFLAGS = -Wall -Wextra -Wno-unused-parameter -Wno-sign-compare -Wno-missing-field-initializers \
 	-Wno-cast-function-type -Wno-clobbered $(if $(WERROR),-Werror)
 # Debian 12 has no link name for proton's core alone.
-SHLIB_LINK = -lrdkafka -lqpid-proton -lssl
+SHLIB_LINK = -lrdkafka -lqpid-proton -lssl -lcrypto
 EXTRA_CLEAN = $(DATA_built)
 
 # Regression tests: what can be said with transport 'table' and run_pipeline().

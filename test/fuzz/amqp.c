@@ -34,6 +34,13 @@ enum
 /* What the connection is given as its socket; dial.c is not part of this. */
 static int	our_end;
 
+/* No TLS here. */
+const char *
+CertificateProblem(int error)
+{
+	return NULL;
+}
+
 Dial *
 DialStart(const DialTarget *targets, int ntargets, int first)
 {

@@ -235,7 +235,8 @@ reason_of_name(const char *name)
 	for (DeadReason reason = DEAD_UNDECODABLE; reason <= DEAD_FUTURE; reason++)
 		if (strcmp(reason_name(reason), name) == 0)
 			return reason;
-	elog(ERROR, "unknown reason of a dead letter: %s", name);
+	ereport(ERROR,
+			(errcode(ERRCODE_DATA_CORRUPTED), errmsg("unknown reason \"%s\" of a dead letter", name)));
 }
 
 /* The rows of a query for PLACE_COLUMNS. */

@@ -13,13 +13,6 @@ my $node = new_node('main', conf => "hybridiot.command_server = 'gateway'");
 
 sub result { return $node->safe_psql('test', $_[0]) }
 
-sub twice
-{
-	my %times;
-	$times{$_}++ for $fleet->ledger_column('id');
-	return join ' ', grep { $times{$_} > 1 } keys %times;
-}
-
 # Seconds a piece of code takes.
 sub seconds
 {
@@ -115,7 +108,7 @@ $fleet->command({ reply => $accepted });
 is(result("SELECT state FROM hybridiot.wait_command('$accepted', '20 s')"), 'succeeded', 'a reply to what was accepted in an earlier life');
 $fleet->command({ reply => $sent, with => { status => 500 } });
 poll_is($node, "SELECT state FROM hybridiot.command WHERE id = '$sent'", 'failed', 'and one to what was in doubt');
-is(twice(), '', 'no id reached a device twice');
+is($fleet->twice, '', 'no id reached a device twice');
 
 # The worker ends in good order while somebody waits.
 $fleet->command({ behaviour => 'hold' });
@@ -149,7 +142,7 @@ for my $round (1 .. 5)
 note("$kills kills, $inside while commands were in flight");
 cmp_ok($inside, '>=', $kills / 2, 'at least half of the kills hit commands in flight');
 is(result(q{SELECT count(*) FROM hybridiot.command WHERE command = 'load'}), 3000 * $kills, 'none is lost');
-is(twice(), '', 'no id reached a device twice');
+is($fleet->twice, '', 'no id reached a device twice');
 my %reached = map { $_ => 1 } $fleet->ledger_column('id');
 is((grep { !$reached{$_} } split /\n/, result(q{SELECT id FROM hybridiot.command WHERE command = 'load' AND state = 'succeeded'})),
 	0, 'what succeeded did reach its device');
@@ -170,7 +163,7 @@ for my $how (qw(drop reset session link connection), qw(drop reset session link 
 poll_is($node, q{SELECT count(*) FROM hybridiot.command WHERE command = 'broken'
 	AND state NOT IN ('succeeded', 'in_doubt', 'timed_out')}, 0, 'all came to an end');
 is(result('SELECT count(*) FROM hybridiot.command') - $before, 5000, 'none is lost');
-is(twice(), '', 'no id reached a device twice');
+is($fleet->twice, '', 'no id reached a device twice');
 is(worker_pid($node, "kind = 'amqp'"), $restarts, 'the same worker all the time');
 note('broken: ' . result(q{SELECT string_agg(state || ' ' || n, ', ') FROM
 	(SELECT state, count(*) AS n FROM hybridiot.command WHERE command = 'broken' GROUP BY state) s}));
@@ -183,7 +176,7 @@ for my $behaviour (qw(drop_before reset_before end_session_before detach_before 
 	$fleet->command({ behaviour => 'answer' });
 	is(result(q{SELECT state FROM hybridiot.call_device('press-1', 'next', ttl => '20 s')}), 'succeeded', 'and the next one goes well');
 }
-is(twice(), '', 'no id reached a device twice');
+is($fleet->twice, '', 'no id reached a device twice');
 
 # The socket stops taking: what waits in our own memory can still expire.
 $fleet->command({ pause => JSON::PP::true });

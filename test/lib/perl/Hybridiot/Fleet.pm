@@ -5,6 +5,7 @@
 #	$fleet->command({ behaviour => 'silent' });		dies unless the fleet says ok; returns its answer
 #	$fleet->ledger;									list of the commands that reached a device
 #	$fleet->ledger_column('id');					one plain text field of them; fast where they are very many
+#	$fleet->twice;									ids that reached a device more than once, as text
 #	$fleet->stop;
 #
 # It ends with the test, however that ends: it lives as long as its standard input.
@@ -93,6 +94,14 @@ sub ledger_column
 	my ($self, $field) = @_;
 	return () unless -e $self->{ledger_file};
 	return slurp_file($self->{ledger_file}) =~ /^\{(?:.*?,)?"$field":"([^"\\]*)".*\n/mg;
+}
+
+sub twice
+{
+	my $self = shift;
+	my %times;
+	$times{$_}++ for $self->ledger_column('id');
+	return join ' ', grep { $times{$_} > 1 } keys %times;
 }
 
 sub stop

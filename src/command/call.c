@@ -315,12 +315,6 @@ hybridiot_call_devices(PG_FUNCTION_ARGS)
 
 /* ---- waiting for what was queued ---- */
 
-static char *
-uuid_text(const pg_uuid_t *id)
-{
-	return DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id)));
-}
-
 static bool
 role_sees(const char *sender)
 {
@@ -339,7 +333,7 @@ read_own_row(const pg_uuid_t *id)
 	if (row == NULL || !role_sees(row->sender))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("command \"%s\" does not exist", uuid_text(id))));
+				 errmsg("command \"%s\" does not exist", UuidText(id))));
 	server = GetForeignServerByName(row->server_name, true);
 	if (server)
 	{
@@ -545,7 +539,7 @@ hybridiot_resolve_command(PG_FUNCTION_ARGS)
 	if (!CommandIsUncertain(row->result.state))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("command \"%s\" is in state \"%s\"", uuid_text(&row->id), CommandStateName(row->result.state)),
+				 errmsg("command \"%s\" is in state \"%s\"", UuidText(&row->id), CommandStateName(row->result.state)),
 				 errdetail("Only what is in doubt or has timed out can be resolved."),
 				 CommandIsSettled(row->result.state, row->one_way) ? 0 :
 				 errhint("Wait for it with wait_command(), or cancel it.")));

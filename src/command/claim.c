@@ -298,7 +298,7 @@ send_claimed(Command *command)
 static int
 claims_at_once(void)
 {
-	if (QueueActiveSenders() <= 1)
+	if (!QueueIsShared())
 		return MAX_CLAIMS;
 	return Min(MAX_CLAIMS, Max(MIN_CLAIMS, (int) (CLAIMS_US / claim_us)));
 }

@@ -455,9 +455,10 @@ take_cancel(CallSlot *slot, const pg_uuid_t *id)
 
 	if (command == NULL && JournalCancel(slot, id))
 		return;
-	if (command == NULL ||
-		(command->result.state == COMMAND_ACCEPTED && command->connection == NULL))
-		command = JournalLoadStored(id);
+	if ((command == NULL ||
+		 (command->result.state == COMMAND_ACCEPTED && command->connection == NULL)) &&
+		!JournalLoadStored(slot, id, &command))
+		return;
 	if (command && cancel(command, slot))
 		return;
 	CallReply(slot, 0, "too_late", strlen("too_late"));

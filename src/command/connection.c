@@ -303,13 +303,6 @@ unix_ms(TimestampTz at)
 	return (at + (POSTGRES_EPOCH_JDATE - UNIX_EPOCH_JDATE) * USECS_PER_DAY) / 1000;
 }
 
-void
-UuidText(const pg_uuid_t *id, char text[UUID_TEXT_LEN])
-{
-	for (int i = 0, at = 0; i < UUID_LEN; i++)
-		at += sprintf(text + at, i == 4 || i == 6 || i == 8 || i == 10 ? "-%02x" : "%02x", id->data[i]);
-}
-
 static const char *
 utf8(const char *text)
 {
@@ -324,14 +317,12 @@ ConnectionSend(Command *command)
 	const CommandRequest *request = command->request;
 	AmqpOutgoing message = {0};
 	TimestampTz now = GetCurrentTimestamp();
-	char		id[UUID_TEXT_LEN];
 	StringInfoData buf;
 
 	if (!c->replies || link == NULL || link->amqp == NULL || AmqpSendable(c->amqp, link->amqp) == 0)
 		return false;
 
-	UuidText(&command->id, id);
-	message.id = id;
+	message.id = UuidText(&command->id);
 	message.durable = command->nature.mode == MODE_STORE;
 	message.priority = request->priority;
 
@@ -512,7 +503,7 @@ process(Connection *c, int64 now)
 	}
 	if (c->replies)
 		open_needed_links(c, now);
-	AmqpProcess(c->amqp, QueueActiveSenders() > 1 ? FEW_READS : MANY_READS);
+	AmqpProcess(c->amqp, QueueIsShared() ? FEW_READS : MANY_READS);
 	while (AmqpNextEvent(c->amqp, &event))
 		if (!take_event(c, &event))
 			return;
@@ -525,21 +516,6 @@ process(Connection *c, int64 now)
 }
 
 /* ---- coming and going ---- */
-
-Connection *
-ConnectionNamed(const char *name)
-{
-	dlist_iter	iter;
-
-	dlist_foreach(iter, &Connections)
-	{
-		Connection *c = dlist_container(Connection, node, iter.cur);
-
-		if (strcmp(c->name, name) == 0 && !c->leaving)
-			return c;
-	}
-	return NULL;
-}
 
 Connection *
 ConnectionFind(Oid server)

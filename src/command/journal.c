@@ -1,16 +1,16 @@
 /*
  * journal.c
- *		Every transaction of the AMQP worker.
+ *		Transactions of the AMQP worker: how they begin and end, the queue, changes of state.
  *
- * Claims are flushed before a byte is handed to the network, whatever the settings say: a
+ * Claims (claim.c) are flushed before a byte is handed to the network, whatever the settings say: a
  * command that is found `queued' after a crash has not left. The row of a synchronous call appears
  * with its claim, so if synchronous_commit is off and the row is lost, so is the caller,
  * and nothing will send it again. Changes that only pass by (sent, accepted) are written
  * together with the next that matters, or a moment later. A reply is settled with
  * the peer when the commit that holds it is on disk.
  *
- * Each transaction is repeated until it works, and what it carries is kept in
- * memory until then. Locks are waited for briefly (lock_timeout).
+ * Each transaction but what callers ask for (journal_ask.c) is repeated until it works, and what it carries
+ * is kept in memory until then. Locks are waited for briefly (lock_timeout).
  */
 #include "postgres.h"
 
@@ -105,7 +105,7 @@ JournalCommit(CatalogScope *scope, bool flush)
 	backoff_ms = 0;
 }
 
-/* In PG_CATCH: say it, undo it, try again later. Returns the SQLSTATE; *message is palloc'd in context. */
+/* With message, whoever asked is told. */
 int
 JournalRecover(MemoryContext context, const char *doing, char **message)
 {
@@ -119,7 +119,7 @@ JournalRecover(MemoryContext context, const char *doing, char **message)
 
 	ereport(LOG,
 			(errcode(error->sqlerrcode), errmsg("%s failed: %s", doing, error->message),
-			 errdetail("It is tried again.")));
+			 message ? 0 : errdetail("It is tried again.")));
 	SlotSetError(MyWorkerSlot, error->message);
 	pg_atomic_fetch_add_u64(&MyWorkerSlot->retries, 1);
 	if (message)
@@ -238,8 +238,8 @@ JournalEpoch(void)
 	return epoch;
 }
 
-void
-JournalReplyId(Oid server, char *id)
+char *
+JournalReplyId(Oid server)
 {
 	CatalogScope scope;
 	pg_uuid_t	uuid;
@@ -247,7 +247,7 @@ JournalReplyId(Oid server, char *id)
 	CatalogEnter(&scope);
 	CatalogReplyId(server, &uuid);
 	CatalogLeave(&scope);
-	strlcpy(id, DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&uuid))), 37);
+	return UuidText(&uuid);
 }
 
 /* ---- the queue ---- */
@@ -312,6 +312,7 @@ static void
 read_queues(Sender **senders, int nsenders, int page, uint64 horizon)
 {
 	QueuePlace *places = palloc(sizeof(QueuePlace) * nsenders);
+	int		   *nread = palloc0(sizeof(int) * nsenders);
 	QueuedCommand *queued;
 	int			n;
 
@@ -322,7 +323,6 @@ read_queues(Sender **senders, int nsenders, int page, uint64 horizon)
 		places[i] = (QueuePlace) {sender->name, sender->xid, sender->seq, Min(page, QueueRoom(sender))};
 		if (!sender->more)
 			sender->horizon = horizon;	/* of the first page: what is behind it has been seen */
-		sender->read = 0;
 	}
 	n = CatalogReadQueue(places, nsenders, &queued, CurrentMemoryContext);
 	for (int i = 0; i < n; i++)
@@ -330,7 +330,7 @@ read_queues(Sender **senders, int nsenders, int page, uint64 horizon)
 		Sender	   *sender = senders[queued[i].place];
 
 		take_queued(&queued[i], sender);
-		sender->read++;
+		nread[queued[i].place]++;
 		sender->xid = queued[i].xid;
 		sender->seq = queued[i].seq;
 	}
@@ -338,7 +338,7 @@ read_queues(Sender **senders, int nsenders, int page, uint64 horizon)
 	{
 		Sender	   *sender = senders[i];
 
-		sender->more = sender->read == places[i].limit;
+		sender->more = nread[i] == places[i].limit;
 		if (sender->more)
 			continue;
 		sender->xid = sender->horizon;
@@ -355,7 +355,7 @@ read_queue_page(bool all)
 	Sender	  **senders;
 	uint64		horizon;
 	int			n = 0;
-	int			page = QueueActiveSenders() > 1 ? SHORT_QUEUE_PAGE : QUEUE_PAGE;
+	int			page = QueueIsShared() ? SHORT_QUEUE_PAGE : QUEUE_PAGE;
 
 	JournalBegin(&scope, "reading the queue of commands");
 	horizon = CatalogQueueHorizon();
@@ -401,7 +401,8 @@ read_queue(bool all)
 			sender->xid = 0;
 			sender->seq = 0;
 		}
-		queue_unread = false;	/* looked for again then: */
+		/* All are looked for again then. */
+		queue_unread = false;
 		next_poll_ms = ClockMonotonicMs() + BackoffNext(&backoff_ms, RETRY_FIRST_MS, RETRY_MAX_MS);
 	}
 	PG_END_TRY();

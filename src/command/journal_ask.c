@@ -1,12 +1,13 @@
 /*
  * journal_ask.c
  *		What callers ask of the journal about commands that are not in memory: to cancel
- *		or to resolve one, and what is known of it.
+ *		one, to resolve it, and what is known of it.
  *
  * A transaction each, tried once: whoever asked is told if it fails.
  */
 #include "postgres.h"
 
+#include "foreign/foreign.h"
 #include "utils/timestamp.h"
 
 #include "command/journal_internal.h"
@@ -30,7 +31,7 @@ JournalCancel(CallSlot *slot, const pg_uuid_t *id)
 		{
 			CommandResult result = {.state = COMMAND_CANCELLED};
 			CommandUpdate update = {.id = *id,.result = &result,.clear_sent = true};
-			CommandEvent event = {true, *id, GetCurrentTimestamp(), CommandStateName(COMMAND_CANCELLED), NULL};
+			CommandEvent event = {true, *id, JournalEventTime(), CommandStateName(COMMAND_CANCELLED), NULL};
 
 			CatalogUpdateCommand(&update);
 			CatalogDeleteOrigins(id, 1);
@@ -84,31 +85,42 @@ JournalResolve(CallSlot *slot, const CommandResolution *resolution)
 	PG_END_TRY();
 }
 
-Command *
-JournalLoadStored(const pg_uuid_t *id)
+bool
+JournalLoadStored(CallSlot *slot, const pg_uuid_t *id, Command **loaded)
 {
 	MemoryContext context = CurrentMemoryContext;
 	CatalogScope scope;
 	CommandRow *volatile row = NULL;
+	volatile Oid server = InvalidOid;
 	Command    *command;
+	char	   *message;
+	int			sqlstate = 0;
 
+	*loaded = NULL;
 	PG_TRY();
 	{
 		JournalBegin(&scope, "reading a command that is to be cancelled");
 		row = CatalogReadCommand(id, context);
+		if (row)
+			server = get_foreign_server_oid(row->server_name, true);
 		JournalCommit(&scope, false);
 	}
 	PG_CATCH();
 	{
-		(void) JournalRecover(context, "reading a command that is to be cancelled", NULL);
-		row = NULL;
+		sqlstate = JournalRecover(context, "reading a command that is to be cancelled", &message);
 	}
 	PG_END_TRY();
+	if (sqlstate != 0)
+	{
+		CallRefuse(slot, sqlstate, message);
+		return false;
+	}
+
 	if (row == NULL || (row->result.state != COMMAND_ACCEPTED && row->result.state != COMMAND_IN_DOUBT))
-		return NULL;
+		return true;
 	command = CommandFind(id);
 	if (command == NULL && !CommandIsSettled(row->result.state, row->one_way))
-		return NULL;			/* it has just changed */
+		return true;			/* it has just changed */
 	if (command == NULL)
 	{
 		command = CommandCreate(id, row->device, false);
@@ -116,8 +128,10 @@ JournalLoadStored(const pg_uuid_t *id)
 		command->nature.one_way = row->one_way;
 		command->result.state = row->result.state;
 	}
-	command->connection = ConnectionNamed(row->server_name);
+	command->server = server;
+	command->connection = ConnectionFind(server);
 	if (command->connection)
 		command->nature.peer = command->connection->peer;
-	return command;
+	*loaded = command;
+	return true;
 }

@@ -43,6 +43,7 @@ struct Share
 
 dlist_head	Senders = DLIST_STATIC_INIT(Senders);
 static HTAB *senders_by_name = NULL;
+static int	waiting_senders = 0;	/* with queued > 0 */
 
 /* ---- senders ---- */
 
@@ -74,12 +75,7 @@ SenderFind(const char *name)
 static int
 limit_per_sender(void)
 {
-	dlist_iter	iter;
-	int			active = 0;
-
-	dlist_foreach(iter, &Senders)
-		active += dlist_container(Sender, node, iter.cur)->queued > 0;
-	return Max(MIN_QUEUED, MAX_QUEUED / Max(1, active));
+	return Max(MIN_QUEUED, MAX_QUEUED / Max(1, waiting_senders));
 }
 
 int
@@ -94,20 +90,25 @@ QueueIsLow(const Sender *sender)
 	return sender->queued < limit_per_sender() / 2;
 }
 
-int
-QueueActiveSenders(void)
+bool
+QueueIsShared(void)
 {
 	dlist_iter	iter;
 	int			n = 0;
-	int64		now = ClockMonotonicMs();
+	int64		now;
 
+	if (waiting_senders > 1)
+		return true;
+	now = ClockMonotonicMs();
 	dlist_foreach(iter, &Senders)
 	{
 		Sender	   *sender = dlist_container(Sender, node, iter.cur);
 
 		n += sender->queued > 0 || (sender->served_ms != 0 && now - sender->served_ms < 1000);
+		if (n > 1)
+			return true;
 	}
-	return n;
+	return false;
 }
 
 /* ---- waiting ---- */
@@ -156,7 +157,8 @@ QueueAdd(Command *command, Link *link, bool first)
 
 	Assert(!command->waits);
 	command->waits = true;
-	command->sender->queued++;
+	if (command->sender->queued++ == 0)
+		waiting_senders++;
 	if (link == NULL)
 		return;
 	lane = lane_for(link, command->sender);
@@ -178,7 +180,8 @@ QueueRemove(Command *command)
 	if (!command->waits)
 		return;
 	command->waits = false;
-	command->sender->queued--;
+	if (--command->sender->queued == 0)
+		waiting_senders--;
 	if (lane == NULL)
 		return;
 	command->sender->served_ms = ClockMonotonicMs();

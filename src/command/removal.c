@@ -103,8 +103,6 @@ queue_name(const char *address)
 static void
 send_request(Connection *c, Removal *removal, Command *command)
 {
-	char		request[UUID_TEXT_LEN];
-	char		id[UUID_TEXT_LEN];
 	const char *body;
 	AmqpProperty properties[] = {
 		{.name = "_AMQ_ResourceName",.kind = AMQP_PROPERTY_STRING},
@@ -113,12 +111,10 @@ send_request(Connection *c, Removal *removal, Command *command)
 	AmqpOutgoing message = {.priority = -1,.ttl_ms = ANSWER_MS};
 	StringInfoData buf;
 
-	UuidText(&removal->request, request);
-	UuidText(&command->id, id);
-	body = psprintf("[\"AMQUserID='ID:%s'\"]", id);
+	body = psprintf("[\"AMQUserID='ID:%s'\"]", UuidText(&command->id));
 	properties[0].value.string = psprintf("queue.%s", queue_name(ConnectionLinkAddress(c, command->device)));
 	properties[1].value.string = "removeMessages";
-	message.id = request;
+	message.id = UuidText(&removal->request);
 	message.to = MANAGEMENT_ADDRESS;
 	message.reply_to = c->reply_address;
 	message.properties = properties;
@@ -165,7 +161,7 @@ RemovalBegin(Command *command, CallSlot *slot)
 	MemoryContext old;
 	pg_uuid_t	request;
 
-	if (!pg_strong_random(request.data, UUID_LEN) || !StateMayBeRemoved(command->result.state, &command->nature))
+	if (!StateMayBeRemoved(command->result.state, &command->nature) || !pg_strong_random(request.data, UUID_LEN))
 		return false;
 	if (c == NULL || c->leaving || !c->replies || strcmp(AmqpProduct(c->amqp), PRODUCT) != 0)
 	{

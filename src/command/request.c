@@ -28,6 +28,12 @@
 #define MAX_PRIORITY 9
 #define MAX_TTL_MS INT64CONST(0xffffffff)	/* AMQP's ttl is an uint of milliseconds */
 
+char *
+UuidText(const pg_uuid_t *id)
+{
+	return DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(id)));
+}
+
 void
 RefuseInPipeline(const char *what)
 {

@@ -32,6 +32,8 @@ typedef struct CommandArguments
 	const char *idempotency_key;
 } CommandArguments;
 
+/* As uuid_out() writes it; palloc'd. */
+extern char *UuidText(const pg_uuid_t *id);
 /* Arguments of an SQL function from number first on: ttl ... idempotency_key, as in send_command(). */
 extern void ArgumentsFromCall(FunctionCallInfo fcinfo, int first, CommandArguments *arguments);
 

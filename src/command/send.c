@@ -19,6 +19,7 @@
 
 #include "command/request.h"
 #include "core/catalog_origin.h"
+#include "core/options.h"
 #include "core/shmem.h"
 #include "core/worker.h"
 
@@ -176,15 +177,6 @@ arguments_from_row(const Datum *values, const bool *nulls, CommandArguments *arg
 #undef VALUE
 }
 
-static Datum
-interval_datum(int64 ms)
-{
-	Interval   *interval = palloc0(sizeof(Interval));
-
-	interval->time = ms * 1000;
-	return IntervalPGetDatum(interval);
-}
-
 /* The row as send_command() would have written it. */
 static HeapTuple
 row_from_request(const CommandRequest *request, TupleDesc tupdesc, Datum *values, bool *nulls)
@@ -203,8 +195,8 @@ row_from_request(const CommandRequest *request, TupleDesc tupdesc, Datum *values
 	SET(COLUMN_SERVER, DirectFunctionCall1(namein, CStringGetDatum(request->server_name)));
 	SET(COLUMN_MODE, CStringGetTextDatum(CommandModeName(request->mode)));
 	SET(COLUMN_STATE, CStringGetTextDatum(CommandStateName(COMMAND_QUEUED)));
-	SET(COLUMN_TTL, interval_datum(request->ttl_ms));
-	SET(COLUMN_REPLY_WITHIN, interval_datum(request->reply_within_ms));
+	SET(COLUMN_TTL, IntervalPGetDatum(IntervalFromMs(request->ttl_ms)));
+	SET(COLUMN_REPLY_WITHIN, IntervalPGetDatum(IntervalFromMs(request->reply_within_ms)));
 	SET(COLUMN_QUEUED_AT, TimestampTzGetDatum(request->queued_at));
 	SET(COLUMN_EXPIRES_AT, TimestampTzGetDatum(request->expires_at));
 	return heap_form_tuple(tupdesc, values, nulls);

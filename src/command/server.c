@@ -140,7 +140,7 @@ read_addresses(Connection *c, List *options)
 	const char *link = OptionGet(options, "link_address");
 	const char *command = OptionGet(options, "command_address");
 	const char *tenant = OptionGet(options, "tenant");
-	char		reply_id[37];
+	const char *reply_id = JournalReplyId(c->server);
 
 	if (tenant == NULL && c->peer == PEER_HONO)
 		ereport(ERROR,
@@ -157,7 +157,6 @@ read_addresses(Connection *c, List *options)
 	c->link_address = link ? AddressFillIn(link, "{tenant}", c->tenant) : NULL;
 	if (reply == NULL)
 		reply = c->peer == PEER_HONO ? "command_response/{tenant}/{reply_id}" : "hybridiot.reply.{reply_id}";
-	JournalReplyId(c->server, reply_id);
 	c->reply_address = AddressFillIn(AddressFillIn(reply, "{tenant}", c->tenant), "{reply_id}", reply_id);
 
 	/* No copy of this database has the same name. */

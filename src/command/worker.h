@@ -22,7 +22,6 @@
 #include "transport/amqp.h"
 
 #define MAX_ADDRESS 1024		/* bytes of an address, with its NUL */
-#define UUID_TEXT_LEN 37		/* with its NUL */
 
 typedef struct Connection Connection;
 typedef struct Link Link;
@@ -39,7 +38,6 @@ typedef struct Sender
 	bool		more;			/* there is more to read, from here on: */
 	uint64		xid;
 	int64		seq;
-	int			read;			/* by the present look */
 	uint64		horizon;		/* where the next look begins when this one has come to its end */
 } Sender;
 
@@ -219,8 +217,6 @@ extern void ConnectionsPublish(void);
 extern void ConnectionsFlush(void);
 /* Milliseconds until something here is due. */
 extern long ConnectionsTimeout(void);
-/* A server by its name; NULL if there is none. */
-extern Connection *ConnectionNamed(const char *name);
 /* Where a device's commands are sent; "": to the anonymous terminus. palloc'd. */
 extern char *ConnectionLinkAddress(const Connection *c, const char *device);
 /* Let a queued command wait for its link, behind those of its sender that do already (or before). */
@@ -229,8 +225,6 @@ extern void ConnectionEnqueue(Command *command, bool first);
 extern bool ConnectionIsUp(const Command *command);
 /* Hand over a claimed command; false if it cannot leave now (nothing of it was sent). */
 extern bool ConnectionSend(Command *command);
-/* An id as text, as the wire has it. */
-extern void UuidText(const pg_uuid_t *id, char text[UUID_TEXT_LEN]);
 
 /* ---- queue.c ---- */
 
@@ -249,8 +243,8 @@ extern int	QueueSendable(Command **commands, int max);
 extern int	QueueRoom(const Sender *sender);
 /* Is it time to read more of them? */
 extern bool QueueIsLow(const Sender *sender);
-/* Senders with something to send, now or a moment ago. */
-extern int	QueueActiveSenders(void);
+/* Have several senders something to send, now or a moment ago? */
+extern bool QueueIsShared(void);
 
 /* ---- removal.c ---- */
 
@@ -298,17 +292,17 @@ extern void JournalAddEvidence(Evidence *evidence);
 /* Settle a reply when everything that is known now is written and on disk. */
 extern void JournalSettleLater(Connection *connection, uint64 token, AmqpOutcome outcome);
 extern void JournalForgetConnection(Connection *connection);
-/* This database's reply id for a server, as text; inside a transaction. */
-extern void JournalReplyId(Oid server, char *id);
+/* This database's reply id for a server, as text, palloc'd; inside a transaction. */
+extern char *JournalReplyId(Oid server);
 /* A command that is not in memory: if it is still queued, it is cancelled. False: it is not, and the slot is not answered. */
 extern bool JournalCancel(CallSlot *slot, const pg_uuid_t *id);
 /* Note what a person found out about a command, and answer the slot. */
 extern void JournalResolve(CallSlot *slot, const CommandResolution *resolution);
 /*
- * A command that a broker may still hold, from the journal; NULL if it is none. What is settled is
- * forgotten by CommandForgetIfSettled().
+ * A command that a broker may still hold, from the journal; NULL if it is none. What is settled is forgotten by
+ * CommandForgetIfSettled(). False: the journal could not be read, and the slot was told.
  */
-extern Command *JournalLoadStored(const pg_uuid_t *id);
+extern bool JournalLoadStored(CallSlot *slot, const pg_uuid_t *id, Command **loaded);
 /* Housekeeping: restored rows, retention; does nothing more than every few seconds. */
 extern void JournalTidy(void);
 

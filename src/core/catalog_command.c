@@ -24,6 +24,7 @@
 #include "core/catalog_command.h"
 #include "core/catalog_origin.h"
 #include "core/compat.h"
+#include "core/options.h"
 
 bool		CatalogInsertingCommand = false;
 
@@ -157,15 +158,6 @@ put_time(Parameters *p, TimestampTz at)
 }
 
 static void
-put_interval_ms(Parameters *p, int64 ms)
-{
-	Interval   *interval = palloc0(sizeof(Interval));
-
-	interval->time = ms * 1000;
-	put(p, IntervalPGetDatum(interval));
-}
-
-static void
 put_identity(Parameters *p)
 {
 	Datum		values[IDENTITY_ARGS];
@@ -276,8 +268,8 @@ CatalogInsertCommand(const CommandRequest *request, CommandState state, Timestam
 		put(&p, Int32GetDatum(request->priority));
 	else
 		put_null(&p);
-	put_interval_ms(&p, request->ttl_ms);
-	put_interval_ms(&p, request->reply_within_ms);
+	put(&p, IntervalPGetDatum(IntervalFromMs(request->ttl_ms)));
+	put(&p, IntervalPGetDatum(IntervalFromMs(request->reply_within_ms)));
 	put_time(&p, request->queued_at);
 	put_time(&p, request->expires_at);
 	put_time(&p, answer_by);
@@ -325,8 +317,8 @@ CatalogFindIdempotent(const CommandRequest *request, pg_uuid_t *id, bool *same)
 		put(&p, Int32GetDatum(request->priority));
 	else
 		put_null(&p);
-	put_interval_ms(&p, request->ttl_ms);
-	put_interval_ms(&p, request->reply_within_ms);
+	put(&p, IntervalPGetDatum(IntervalFromMs(request->ttl_ms)));
+	put(&p, IntervalPGetDatum(IntervalFromMs(request->reply_within_ms)));
 	if (CatalogExecute(&query, p.values, p.nulls, 1) != 1)
 		return false;
 	column_uuid(0, 1, id);

@@ -161,6 +161,15 @@ IntervalToUs(const char *what, const Interval *interval)
 	return result;
 }
 
+Interval *
+IntervalFromMs(int64 ms)
+{
+	Interval   *interval = palloc0(sizeof(Interval));
+
+	interval->time = ms * 1000;
+	return interval;
+}
+
 static int64
 parse_interval(const char *what, const char *value)
 {

@@ -25,6 +25,8 @@ extern List *OptionSplit(const char *value);
 
 /* An interval given by the user in microseconds: days are 24 hours, months are refused (22023). */
 extern int64 IntervalToUs(const char *what, const Interval *interval);
+/* Milliseconds as an interval of hours, minutes, seconds; palloc'd. */
+extern Interval *IntervalFromMs(int64 ms);
 
 /* Name of the wrapper a server belongs to. */
 extern char *OptionWrapperName(ForeignServer *server);

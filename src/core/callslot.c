@@ -7,6 +7,10 @@
  * The two moments when both may act (the worker takes while the caller leaves, the
  * worker answers while the caller leaves) are decided under the slot's spinlock;
  * payloads are allocated and freed outside it by the side that owns the slot.
+ *
+ * Half of the slots are for calls, the other half for what only asks the worker something (cancel, resolve). Such a
+ * request and its answer are short and lie in the slot itself. So neither slots nor memory
+ * that calls have taken can keep anybody from cancelling.
  */
 #include "postgres.h"
 
@@ -35,6 +39,8 @@
 /* What the requests of one role may take of it. */
 #define MAX_AREA_OF_ROLE (MAX_AREA / 4)
 #define NCONDITIONS 64
+/* Bytes of a request to cancel or to resolve, with a note of its greatest length. */
+#define MAX_ASKED 2048
 
 typedef struct Answer
 {
@@ -57,7 +63,9 @@ struct CallSlot
 	Size		request_len;
 	dsa_pointer answers;		/* Answer[n] */
 	int			sqlstate;
-	char		message[HYBRIDIOT_REASON_LEN];
+	char		message[HYBRIDIOT_REASON_LEN];	/* or the answer, where the request is in asked */
+	Size		message_len;
+	char		asked[MAX_ASKED];
 };
 
 typedef struct CallShared
@@ -66,7 +74,7 @@ typedef struct CallShared
 	int			tranche;		/* of the area's own locks */
 	dsa_handle	area;			/* DSM_HANDLE_INVALID until first used */
 	ConditionVariable conditions[NCONDITIONS];
-	int			nslots;
+	int			nslots;			/* the first half for calls */
 	CallSlot	slots[FLEXIBLE_ARRAY_MEMBER];
 } CallShared;
 
@@ -74,20 +82,23 @@ static CallShared *calls = NULL;
 static dsa_area *area = NULL;
 static CallSlot *my_call = NULL;	/* a session has at most one */
 
+static Size
+calls_size(void)
+{
+	return add_size(offsetof(CallShared, slots), mul_size(hybridiot_call_slots * 2, sizeof(CallSlot)));
+}
+
 Size
 CallShmemSize(void)
 {
-	Size		size = add_size(offsetof(CallShared, slots),
-								mul_size(hybridiot_call_slots, sizeof(CallSlot)));
-
-	return add_size(size, ConnStatShmemSize());
+	return add_size(calls_size(), ConnStatShmemSize());
 }
 
 /* The caller holds AddinShmemInitLock. */
 void
 CallShmemInit(bool found)
 {
-	Size		size = offsetof(CallShared, slots) + hybridiot_call_slots * sizeof(CallSlot);
+	Size		size = calls_size();
 
 	calls = ShmemInitStruct("hybridiot calls", size, &found);
 	if (!found)
@@ -98,7 +109,7 @@ CallShmemInit(bool found)
 		calls->area = DSM_HANDLE_INVALID;
 		for (int i = 0; i < NCONDITIONS; i++)
 			ConditionVariableInit(&calls->conditions[i]);
-		calls->nslots = hybridiot_call_slots;
+		calls->nslots = hybridiot_call_slots * 2;
 		for (int i = 0; i < calls->nslots; i++)
 			SpinLockInit(&calls->slots[i].mutex);
 	}
@@ -212,6 +223,29 @@ at_subtransaction_end(SubXactEvent event, SubTransactionId id, SubTransactionId 
 		give_up();
 }
 
+static bool
+is_call(const CallSlot *slot)
+{
+	return slot - calls->slots < calls->nslots / 2;
+}
+
+static void
+refuse(bool call, bool role)
+{
+	if (!call)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg(role ? "this role is cancelling or resolving too many commands at once" :
+						"too many commands are being cancelled or resolved at once"),
+				 errhint("Try again later.")));
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+			 errmsg(role ? "this role has too many synchronous calls in flight" :
+					"too many synchronous calls are in flight"),
+			 errhint("Try again later, use send_command(), or raise %s.",
+					 role ? "hybridiot.max_calls_per_role" : "hybridiot.call_slots")));
+}
+
 /*
  * A free slot, now FILLING, for a request of len bytes. What is used up raises 53000: the
  * slots, or the role's share of slots or memory.
@@ -222,6 +256,7 @@ take_free_slot(CallKind kind, Oid role, Size len)
 	CallSlot   *found = NULL;
 	int			used_by_role = 0;
 	Size		bytes_of_role = len;
+	bool		call = kind == CALL_SEND;
 	bool		enough_slots;
 	bool		enough_memory;
 
@@ -230,6 +265,8 @@ take_free_slot(CallKind kind, Oid role, Size len)
 	{
 		CallSlot   *slot = &calls->slots[i];
 
+		if (is_call(slot) != call)
+			continue;
 		if (slot->state == CALL_FREE)
 			found = found ? found : slot;
 		else if (slot->role == role)
@@ -251,21 +288,14 @@ take_free_slot(CallKind kind, Oid role, Size len)
 		found->n = 0;
 		found->request_len = len;
 		found->sqlstate = 0;
+		found->message_len = 0;
 		found->state = CALL_FILLING;
 		my_call = found;
 	}
 	LWLockRelease(&calls->lock);
 
-	if (found == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
-				 errmsg("too many synchronous calls are in flight"),
-				 errhint("Try again later, use send_command(), or raise hybridiot.call_slots.")));
-	if (!enough_slots)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
-				 errmsg("this role has too many synchronous calls in flight"),
-				 errhint("Try again later, use send_command(), or raise hybridiot.max_calls_per_role.")));
+	if (found == NULL || !enough_slots)
+		refuse(call, found != NULL);
 	if (!enough_memory)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
@@ -274,6 +304,23 @@ take_free_slot(CallKind kind, Oid role, Size len)
 						   (int) (MAX_AREA_OF_ROLE / 1024 / 1024)),
 				 errhint("Call fewer devices at a time, or use send_command().")));
 	return found;
+}
+
+/* A call's requests go to the shared area, with room for the answers. */
+static void
+hand_over(CallSlot *slot, const char *request, Size len, int n)
+{
+	slot->request = dsa_allocate_extended(area, len, DSA_ALLOC_NO_OOM);
+	slot->answers = dsa_allocate_extended(area, sizeof(Answer) * n, DSA_ALLOC_NO_OOM | DSA_ALLOC_ZERO);
+	if (!DsaPointerIsValid(slot->request) || !DsaPointerIsValid(slot->answers))
+	{
+		CallEnd(slot);
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("the shared memory of synchronous calls is used up"),
+				 errhint("Try again later, or use send_command().")));
+	}
+	memcpy(dsa_get_address(area, slot->request), request, len);
 }
 
 CallSlot *
@@ -292,17 +339,13 @@ CallBegin(CallKind kind, Oid role, const char *request, Size len, int n)
 	}
 	attach_area();
 	slot = take_free_slot(kind, role, len);
-	slot->request = dsa_allocate_extended(area, len, DSA_ALLOC_NO_OOM);
-	slot->answers = dsa_allocate_extended(area, sizeof(Answer) * n, DSA_ALLOC_NO_OOM | DSA_ALLOC_ZERO);
-	if (!DsaPointerIsValid(slot->request) || !DsaPointerIsValid(slot->answers))
+	if (is_call(slot))
+		hand_over(slot, request, len, n);
+	else
 	{
-		CallEnd(slot);
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
-				 errmsg("the shared memory of synchronous calls is used up"),
-				 errhint("Try again later, or use send_command().")));
+		Assert(n == 1 && len <= MAX_ASKED);
+		memcpy(slot->asked, request, len);
 	}
-	memcpy(dsa_get_address(area, slot->request), request, len);
 	slot->n = n;
 
 	SpinLockAcquire(&slot->mutex);
@@ -353,8 +396,14 @@ CallWait(CallSlot *slot, long timeout_ms)
 const char *
 CallAnswer(CallSlot *slot, int i, Size *len)
 {
-	Answer	   *answers = dsa_get_address(area, slot->answers);
+	Answer	   *answers;
 
+	if (!is_call(slot))
+	{
+		*len = slot->message_len;
+		return slot->message;
+	}
+	answers = dsa_get_address(area, slot->answers);
 	if (!DsaPointerIsValid(answers[i].data))
 		return NULL;
 	*len = answers[i].len;
@@ -425,7 +474,7 @@ CallTake(CallKind *kind, const char **request, Size *len, int *n)
 		if (!taken)
 			continue;
 		*kind = slot->kind;
-		*request = dsa_get_address(area, slot->request);
+		*request = is_call(slot) ? dsa_get_address(area, slot->request) : slot->asked;
 		*len = slot->request_len;
 		*n = slot->n;
 		return slot;
@@ -459,18 +508,30 @@ CallDrop(CallSlot *slot)
 	free_slot(slot);
 }
 
-void
-CallReply(CallSlot *slot, int i, const char *answer, Size len)
+static void
+keep_answer(CallSlot *slot, int i, const char *answer, Size len)
 {
 	Answer	   *answers = dsa_get_address(area, slot->answers);
 	dsa_pointer data = dsa_allocate_extended(area, len, DSA_ALLOC_NO_OOM);
 
+	if (!DsaPointerIsValid(data))
+		return;
+	memcpy(dsa_get_address(area, data), answer, len);
+	answers[i].data = data;
+	answers[i].len = len;
+}
+
+void
+CallReply(CallSlot *slot, int i, const char *answer, Size len)
+{
 	Assert(slot->state == CALL_TAKEN);
-	if (DsaPointerIsValid(data))
+	if (is_call(slot))
+		keep_answer(slot, i, answer, len);
+	else
 	{
-		memcpy(dsa_get_address(area, data), answer, len);
-		answers[i].data = data;
-		answers[i].len = len;
+		Assert(len <= sizeof(slot->message));
+		memcpy(slot->message, answer, len);
+		slot->message_len = len;
 	}
 	if (++slot->answered == slot->n)
 		finish(slot, slot->sqlstate ? CALL_FAILED : CALL_DONE);

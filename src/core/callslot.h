@@ -20,7 +20,8 @@
 typedef enum CallKind
 {
 	CALL_SEND,					/* send commands and wait for what becomes of them */
-	CALL_CANCEL,				/* cancel a queued command */
+	/* These are short, and have slots of their own: */
+	CALL_CANCEL,				/* cancel a command */
 	CALL_RESOLVE				/* note what was found out about an uncertain one */
 } CallKind;
 
@@ -43,8 +44,8 @@ extern void CallShmemInit(bool found);
 /* ---- the caller's side ---- */
 
 /*
- * Take a slot and hand over n requests (packed, one after the other). ereport 53000 when
- * the slots, or the role's share of them or of their memory, are used up. The slot is given up by itself when
+ * Take a slot and hand over n requests (packed, one after the other; CALL_SEND only). ereport 53000 when
+ * the slots of that sort, or the role's share of them or of their memory, are used up. The slot is given up by itself when
  * the caller's (sub)transaction aborts or its process ends.
  */
 extern CallSlot *CallBegin(CallKind kind, Oid role, const char *request, Size len, int n);

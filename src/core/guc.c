@@ -82,14 +82,14 @@ GucDefine(void)
 								PGC_POSTMASTER, 0, NULL, NULL, NULL);
 		DefineCustomIntVariable("hybridiot.call_slots",
 								"Sets how many synchronous calls may be in flight.",
-								NULL,
+								"As many commands again may be in the course of being cancelled or resolved.",
 								&hybridiot_call_slots, 128, 1, 8192,
 								PGC_POSTMASTER, 0, NULL, NULL, NULL);
 	}
 
 	DefineCustomIntVariable("hybridiot.max_calls_per_role",
 							"Sets how many synchronous calls of one role may be in flight.",
-							NULL,
+							"As many commands again may be in the course of being cancelled or resolved by it.",
 							&hybridiot_max_calls_per_role, 32, 1, 8192,
 							PGC_SUSET, 0, NULL, NULL, NULL);
 	DefineCustomStringVariable("hybridiot.command_server",

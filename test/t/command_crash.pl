@@ -9,7 +9,7 @@ use Test::More;
 use Time::HiRes qw(sleep time);
 
 my $fleet = start_fleet('router', '--devices', 'press-{1..20}');
-my $node = new_node('main', conf => "hybridiot.command_server = 'gateway'");
+my $node = new_node('main', conf => "hybridiot.command_server = 'gateway'\nhybridiot.call_slots = 3");
 
 sub result { return $node->safe_psql('test', $_[0]) }
 
@@ -74,7 +74,21 @@ poll_is($node, 'SHOW hybridiot.max_calls_per_role', 2, 'two calls of a role at m
 my @calls = map { in_background(qq{SELECT hybridiot.call_device('press-1', 'slot $_', reply_within => '1 min')}, \my $e) } 1, 2;
 poll_is($node, q{SELECT count(*) FROM hybridiot.command WHERE command LIKE 'slot %' AND state = 'sent'}, 2, 'two calls are in flight');
 my ($status, $out, $err) = $node->psql('test', q{SELECT hybridiot.call_device('press-1', 'slot 3')}, extra_params => [ '-v', 'VERBOSITY=verbose' ]);
-like($err, qr/53000.*HINT/s, 'a third is refused at once');
+like($err, qr/53000.*HINT.*max_calls_per_role/s, 'a third is refused at once');
+
+# And more than slots, which are all in use then: what waits can still be cancelled, and resolved.
+result('CREATE ROLE flooder; GRANT USAGE ON FOREIGN SERVER gateway TO flooder');
+push @calls, in_background(q{SET ROLE flooder; SELECT hybridiot.call_device('press-1', 'slot 4', reply_within => '1 min')}, \my $e);
+poll_is($node, q{SELECT count(*) FROM hybridiot.command WHERE command LIKE 'slot %' AND state = 'sent'}, 3, 'another role takes the last slot');
+(undef, undef, $err) = $node->psql('test', q{SET ROLE flooder; SELECT hybridiot.call_device('press-1', 'slot 5')}, extra_params => [ '-v', 'VERBOSITY=verbose' ]);
+like($err, qr/53000.*HINT.*call_slots/s, 'and no more');
+$fleet->command({ no_credit => 'anonymous' });
+my $valve = result(q{SELECT hybridiot.send_command('press-1', 'valve', ttl => '10 min')});
+is(result("SELECT hybridiot.cancel_command('$valve')"), 'cancelled', 'a role whose calls all wait can cancel');
+result("UPDATE hybridiot.command SET state = 'in_doubt' WHERE id = '$valve'");
+result("SELECT hybridiot.resolve_command('$valve', 'executed', repeat('x', 1024))");
+is(result("SELECT resolution FROM hybridiot.command WHERE id = '$valve'"), 'executed', 'and resolve');
+$fleet->command({ credit => 'anonymous' });
 result(q{SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE '%slot %' AND pid <> pg_backend_pid()});
 $_->finish for @calls;
 $fleet->command({ behaviour => 'answer' });

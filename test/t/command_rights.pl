@@ -143,7 +143,19 @@ is(result("SELECT state FROM hybridiot.wait_command('$stuck', '60 s')"), 'succee
 
 $fleet->command({ no_credit => 'anonymous' });
 my $queued = result(q{SET ROLE operator; SELECT hybridiot.send_command('press-1', 'queued', ttl => '10 min')});
+my $colleagues = result(q{SET ROLE colleague; SELECT hybridiot.send_command('press-1', 'queued', ttl => '10 min')});
+my @flood = map { result(q{SET ROLE operator; SELECT hybridiot.send_command('press-1', 'flood', ttl => '10 min')}) } 1 .. 6;
+result('ALTER SYSTEM SET hybridiot.max_calls_per_role = 2');
+$node->reload;
+poll_is($node, 'SHOW hybridiot.max_calls_per_role', 2, 'two at once of a role');
 $session = hold('LOCK TABLE hybridiot.command IN SHARE MODE');
+my @flooding = map { in_background("SET ROLE operator; SELECT hybridiot.cancel_command('$_')") } @flood;
+is(sqlstate('colleague', "SELECT hybridiot.cancel_command('$colleagues')"), '55P03', 'a cancel among the many of another role');
+$_->{handle}->finish for @flooding;
+my %refusals = map { $_->{err} =~ /ERROR:  (\w{5})/ ? ($1 => 1) : ($_->{out} . $_->{err} => 1) } @flooding;
+is(join(' ', sort keys %refusals), '53000 55P03', 'who may not have more than some under way');
+result('ALTER SYSTEM RESET hybridiot.max_calls_per_role');
+$node->reload;
 is(sqlstate('colleague', call('press-1')), '55P03', 'the journal is locked against writing: a call fails');
 is(result("SELECT state FROM hybridiot.wait_command('$queued', '10 ms')"), 'queued', 'and what only reads does not');
 is(sqlstate('operator', "SELECT hybridiot.cancel_command('$queued')"), '55P03', 'a cancel does not say what it cannot know');

@@ -221,6 +221,7 @@ class Fleet {
 			return this.ledger.event('outcome', { id: c.settle, device: entry.command.device, late: true });
 		}
 		case 'reply': return this.control_reply(c);
+		case 'await_in_hand': return { in_hand: await this.await_in_hand(c.await_in_hand) };
 		case 'break': return this.transport.break_all(c.break);
 		case 'pause': return this.transport.pause_reading(c.pause);
 		case 'refuse': return this.transport.set_refusing(c.refuse);
@@ -233,6 +234,15 @@ class Fleet {
 			return undefined;
 		default: throw new Error(`unknown control command "${verb}"`);
 		}
+	}
+
+	/* Until so many commands are with devices at once, 5 s at most. */
+	async await_in_hand(count) {
+		const until = Date.now() + 5000;
+
+		while (this.transport.in_hand() < count && Date.now() < until)
+			await new Promise((resolve) => setTimeout(resolve, 1));
+		return this.transport.in_hand();
 	}
 
 	/* A reply by hand: to a command that came, or to nothing at all. */

@@ -361,6 +361,16 @@ class Router {
 			this.fleet.ledger.event('disconnected', { how, error: error ? String(error) : undefined });
 	}
 
+	/* Commands that are with a device and have no outcome yet, and whose sender is still there to hear it. */
+	in_hand() {
+		let count = 0;
+
+		for (const device of this.fleet.devices.values())
+			for (const delivery of device.unsettled)
+				count += this.incoming.has(delivery.link);
+		return count;
+	}
+
 	/* Breaks every connection, session or link of the peers. */
 	break_all(what) {
 		if (what === 'session' || what === 'link') {

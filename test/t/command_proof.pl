@@ -83,6 +83,7 @@ lap('without faults');
 # ---------------------------------------------------------------- faults
 
 my @faults;		# kind, from, until
+my $in_hand = $sessions / 4;
 
 sub fault
 {
@@ -98,25 +99,18 @@ sub gone
 	sleep 0.001 while kill(0, $pid) && (slurp_file("/proc/$pid/stat") // ') X') !~ /\) [ZX] /;
 }
 
+sub is_loaded { $load->pump_nb; return $load->pumpable }
+
+# So that a fault hits something: the devices have commands and have not said what becomes of them. The fleet tells it
+# the moment it is so. If there is nothing to hit, that is counted in the end.
+sub wait_in_flight { return $fleet->command({ await_in_hand => $in_hand }) }
+
 sub kill_amqp
 {
 	my $pid = worker_pid($node, "kind = 'amqp'");
 	expect_killed($pid);
+	wait_in_flight();
 	fault('kill', sub { kill 'KILL', $pid; eval { gone($pid) } });
-}
-
-sub is_loaded { $load->pump_nb; return $load->pumpable }
-
-# So that a fault hits something; if there is nothing to hit, that is counted in the end.
-sub wait_in_flight
-{
-	my $until = time + 10;
-	while (time < $until && is_loaded())
-	{
-		my ($status, $found) = ask($node, 'test', q{SELECT count(*) FROM hybridiot.stat_connection WHERE state = 'up' AND in_flight > 0});
-		return if defined $status && $status == 0 && $found eq '1';
-	}
-	return;
 }
 
 # One command, in flight at the instant of the kill, and nothing else that would flush the log.
@@ -158,9 +152,13 @@ for my $i (0 .. $#plan)
 		die 'the sessions do not go on' if time > $until;
 		sleep 0.01;
 	}
+	if ($kind eq 'kill')
+	{
+		kill_amqp();
+		next;
+	}
 	wait_in_flight();
-	if ($kind eq 'kill') { kill_amqp() }
-	elsif ($kind eq 'crash') { fault('crash', sub { kill_postmaster($node) }) }
+	if ($kind eq 'crash') { fault('crash', sub { kill_postmaster($node) }) }
 	elsif ($i % 8 == 0)
 	{
 		# Down for a while: short lives end meanwhile.

@@ -427,6 +427,21 @@ def break_by_control():
 
 
 @test
+def waiting_for_what_is_in_hand():
+    fleet, peer, d = ask('hold')
+    with fleet:
+        peer.until(lambda: fleet.ledger(), 'ledger line')
+        assert fleet.control(await_in_hand=1)['in_hand'] == 1
+        fleet.control(settle=d.command_id)
+        assert fleet.control(await_in_hand=0)['in_hand'] == 0
+        peer.send('d1')
+        peer.until(lambda: len(fleet.ledger()) == 2, 'another ledger line')
+        assert fleet.control(await_in_hand=1)['in_hand'] == 1
+        fleet.control(**{'break': 'drop'})      # whoever would hear the outcome is gone
+        assert fleet.control(await_in_hand=0)['in_hand'] == 0
+
+
+@test
 def offline_is_released_at_once():
     with Fleet(offline=['d2']) as fleet:
         peer = Peer(fleet.port)

@@ -89,8 +89,7 @@ CommandCreate(const pg_uuid_t *id, const char *device, bool temporary)
 	command->id = *id;
 	command->device = memcpy((char *) (command + 1), device, len);
 	command->temporary = temporary;
-	if (!temporary)
-		((CommandEntry *) hash_search(Commands, id, HASH_ENTER, NULL))->command = command;
+	((CommandEntry *) hash_search(Commands, id, HASH_ENTER, NULL))->command = command;
 	return command;
 }
 
@@ -142,8 +141,7 @@ CommandForget(Command *command)
 	QueueRemove(command);
 	if (command->dirty)
 		dlist_delete(&command->dirty_node);
-	if (!command->temporary)
-		hash_search(Commands, &command->id, HASH_REMOVE, NULL);
+	hash_search(Commands, &command->id, HASH_REMOVE, NULL);
 	list_free(command->cancel_slots);
 	if (command->context)
 		MemoryContextDelete(command->context);

@@ -396,7 +396,7 @@ take_reply(Connection *c, const AmqpEvent *event)
 		JournalAddEvidence(evidence);
 		context = NULL;
 	}
-	JournalSettleLater(c, event->token, event->oversize ? AMQP_REJECTED : AMQP_ACCEPTED);
+	JournalSettleLater(c, event->token, event->oversize ? AMQP_REJECTED : AMQP_ACCEPTED, reply->has_id ? &reply->id : NULL);
 	if (context)
 		MemoryContextDelete(context);
 }

@@ -10,7 +10,8 @@
  * the peer when the commit that holds it is on disk.
  *
  * Each transaction but what callers ask for (journal_ask.c) is repeated until it works, and what it carries
- * is kept in memory until then. Locks are waited for briefly (lock_timeout).
+ * is kept in memory until then. Locks are waited for briefly (lock_timeout); what a locked row keeps from being
+ * written is set aside (held.c).
  */
 #include "postgres.h"
 
@@ -57,6 +58,7 @@ static int64 lazy_since_ms = 0; /* when the oldest passing change came; 0: none 
 static uint64 round = 1;		/* number of the next transaction that writes changes */
 static uint64 flushed_round = 0;	/* the last one that is on disk */
 static XLogRecPtr written_lsn = InvalidXLogRecPtr;	/* end of the last one */
+static bool look_for_held = false;	/* rows may be locked: look before changes are written */
 static int64 retry_ms = 0;
 static int	backoff_ms = 0;
 static int64 next_poll_ms = 0;
@@ -566,6 +568,70 @@ count_changes(void)
 	return n;
 }
 
+/* Events of commands that are set aside stay; all others are written. Returns how many stay, at the front of events. */
+static int
+write_events(void)
+{
+	CommandEvent *now = palloc(sizeof(CommandEvent) * (nevents + 1));
+	int			n = 0;
+
+	for (int i = 0; i < nevents; i++)
+		if (!events[i].has_id || !HeldIs(&events[i].id))
+			now[n++] = events[i];
+	CatalogInsertEvents(now, n);
+	return nevents - n;
+}
+
+/* They are written, but for those that stay. */
+static void
+forget_events(int staying)
+{
+	MemoryContext old = events_context;
+	int			n = 0;
+
+	if (staying > 0)
+	{
+		events_context = AllocSetContextCreate(TopMemoryContext, "hybridiot events", ALLOCSET_DEFAULT_SIZES);
+		for (int i = 0; i < nevents; i++)
+			if (events[i].has_id && HeldIs(&events[i].id))
+			{
+				events[n] = events[i];
+				if (events[n].cause)
+					events[n].cause = MemoryContextStrdup(events_context, events[n].cause);
+				n++;
+			}
+		MemoryContextDelete(old);
+	}
+	else if (old)
+		MemoryContextReset(old);
+	Assert(n == staying);
+	nevents = n;
+}
+
+/* A reply to a command that is set aside is settled after the transaction that writes it. */
+static void
+settle_held_later(void)
+{
+	dlist_head	later = DLIST_STATIC_INIT(later);
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &settlements)
+	{
+		Settlement *s = dlist_container(Settlement, node, iter.cur);
+
+		if (!HeldIs(&s->command))
+			continue;
+		s->round = round;
+		dlist_delete(&s->node);
+		dlist_push_tail(&later, &s->node);
+	}
+	dlist_foreach_modify(iter, &later)
+	{
+		dlist_delete(iter.cur);
+		dlist_push_tail(&settlements, iter.cur);
+	}
+}
+
 static void
 write_changes(void)
 {
@@ -574,16 +640,24 @@ write_changes(void)
 	dlist_mutable_iter each;
 	pg_uuid_t  *final;
 	int			nfinal = 0;
+	int			staying;
 	bool		flush = ChangesUrgent && synchronous_commit != SYNCHRONOUS_COMMIT_OFF;
 
 	JournalBegin(&scope, "writing the journal of commands");
 	dlist_foreach(iter, &evidences)
 		weigh_evidence(dlist_container(Evidence, node, iter.cur));
+	if (look_for_held)
+		HeldMark();
 	final = palloc(sizeof(pg_uuid_t) * (count_changes() + 1));
 	dlist_foreach(iter, &Changes)
-		write_change(dlist_container(Command, dirty_node, iter.cur), final, &nfinal);
+	{
+		Command    *command = dlist_container(Command, dirty_node, iter.cur);
+
+		if (!command->held)
+			write_change(command, final, &nfinal);
+	}
 	CatalogDeleteOrigins(final, nfinal);
-	CatalogInsertEvents(events, nevents);
+	staying = write_events();
 	JournalCommit(&scope, flush);
 
 	written_lsn = XactLastCommitEnd;
@@ -592,9 +666,13 @@ write_changes(void)
 	round++;
 	ChangesUrgent = false;
 	lazy_since_ms = 0;
-	nevents = 0;
-	if (events_context)
-		MemoryContextReset(events_context);
+	if (look_for_held)
+	{
+		HeldSetAside();
+		settle_held_later();
+		look_for_held = !HeldIsEmpty();
+	}
+	forget_events(staying);
 	forget_evidences();
 	dlist_foreach_modify(each, &Changes)
 		change_written(dlist_container(Command, dirty_node, each.cur));
@@ -603,10 +681,12 @@ write_changes(void)
 /* ---- settling replies ---- */
 
 void
-JournalSettleLater(Connection *connection, uint64 token, AmqpOutcome outcome)
+JournalSettleLater(Connection *connection, uint64 token, AmqpOutcome outcome, const pg_uuid_t *command)
 {
-	Settlement *s = MemoryContextAlloc(TopMemoryContext, sizeof(Settlement));
+	Settlement *s = MemoryContextAllocZero(TopMemoryContext, sizeof(Settlement));
 
+	if (command)
+		s->command = *command;
 	s->connection = connection;
 	s->token = token;
 	s->outcome = outcome;
@@ -671,6 +751,7 @@ JournalWrite(void)
 	MemoryContext context = CurrentMemoryContext;
 	int			events_before = nevents;
 
+	HeldTryAgain(now);
 	if (now >= retry_ms &&
 		(ChangesUrgent || (lazy_since_ms != 0 && now - lazy_since_ms >= LAZY_MS)))
 	{
@@ -680,10 +761,15 @@ JournalWrite(void)
 		}
 		PG_CATCH();
 		{
-			(void) JournalRecover(context, "writing the journal of commands", NULL);
+			bool		locked = JournalRecover(context, "writing the journal of commands", NULL) == ERRCODE_LOCK_NOT_AVAILABLE;
+
 			nevents = events_before;
+			HeldUnmark();
 			forget_temporaries();
-			retry_later();
+			if (locked && !look_for_held)
+				look_for_held = true;	/* and again at once */
+			else
+				retry_later();
 		}
 		PG_END_TRY();
 	}
@@ -704,6 +790,7 @@ JournalTimeout(void)
 		due = Min(due, Max(retry_ms, lazy_since_ms + LAZY_MS));
 	if (!dlist_is_empty(&settlements))
 		due = Min(due, now + FLUSH_MS);
+	due = Min(due, HeldDue());
 	return (long) Max(0, due - now);
 }
 

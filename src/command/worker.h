@@ -76,7 +76,8 @@ typedef struct Command
 	CommandResult result;		/* state, and what the journal does not know yet */
 	bool		dirty;			/* is in the list of changes */
 	bool		unclaim;		/* the claim must be given back */
-	bool		temporary;		/* settled long ago, loaded for late evidence; not in the hash */
+	bool		held;			/* somebody has locked its row; it is set aside (held.c), */
+	bool		temporary;		/* settled long ago, loaded for late evidence */
 	dlist_node	dirty_node;
 } Command;
 
@@ -160,6 +161,7 @@ typedef struct Settlement
 	Connection *connection;
 	uint64		token;
 	AmqpOutcome outcome;
+	pg_uuid_t	command;		/* zero: none */
 	uint64		round;			/* journal transaction that has to be there first */
 } Settlement;
 
@@ -171,7 +173,7 @@ extern dlist_head Changes;		/* commands with something to write */
 extern bool ChangesUrgent;
 
 extern Command *CommandFind(const pg_uuid_t *id);
-/* A new one, in the hash unless temporary. */
+/* A new one, in the hash. */
 extern Command *CommandCreate(const pg_uuid_t *id, const char *device, bool temporary);
 /* The context of its request or result. */
 extern MemoryContext CommandContext(Command *command);
@@ -289,8 +291,8 @@ extern long JournalTimeout(void);
 /* state NULL: nothing changed. Of those only so many are kept one by one. */
 extern void JournalAddEvent(const pg_uuid_t *id, const char *state, const char *cause);
 extern void JournalAddEvidence(Evidence *evidence);
-/* Settle a reply when everything that is known now is written and on disk. */
-extern void JournalSettleLater(Connection *connection, uint64 token, AmqpOutcome outcome);
+/* Settle a reply when everything that is known now is written and on disk. command: whose; NULL: nobody's. */
+extern void JournalSettleLater(Connection *connection, uint64 token, AmqpOutcome outcome, const pg_uuid_t *command);
 extern void JournalForgetConnection(Connection *connection);
 /* This database's reply id for a server, as text, palloc'd; inside a transaction. */
 extern char *JournalReplyId(Oid server);
@@ -305,6 +307,21 @@ extern void JournalResolve(CallSlot *slot, const CommandResolution *resolution);
 extern bool JournalLoadStored(CallSlot *slot, const pg_uuid_t *id, Command **loaded);
 /* Housekeeping: restored rows, retention; does nothing more than every few seconds. */
 extern void JournalTidy(void);
+
+/* ---- held.c ---- */
+
+/* In the transaction that writes changes: mark those of rows that are held, and lock the others. */
+extern void HeldMark(void);
+/* It failed. */
+extern void HeldUnmark(void);
+/* It did not: take what is marked out of the list of changes. */
+extern void HeldSetAside(void);
+extern bool HeldIsEmpty(void);
+extern bool HeldIs(const pg_uuid_t *id);
+/* Back into the list of changes, if it is time. */
+extern void HeldTryAgain(int64 now);
+/* When that is; monotonic. */
+extern int64 HeldDue(void);
 
 /* ---- stray.c ---- */
 

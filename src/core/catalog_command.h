@@ -193,6 +193,11 @@ extern CommandRow *CatalogReadCommand(const pg_uuid_t *id, MemoryContext context
  */
 extern bool CatalogResolveCommand(const CommandResolution *resolution, CommandState *state);
 extern void CatalogUpdateCommand(const CommandUpdate *update);
+/*
+ * Lock the rows of these commands, but for those that another session has locked: their ids are put into held, which has
+ * room for n. Returns how many. Waits for no row, but for the table.
+ */
+extern int	CatalogHeldCommands(const pg_uuid_t *ids, int n, pg_uuid_t *held);
 extern void CatalogInsertEvents(const CommandEvent *events, int n);
 
 /*

@@ -139,6 +139,35 @@ is(result("SELECT state FROM hybridiot.command WHERE id = '$stuck'"), 'queued', 
 let_go($session);
 is(result("SELECT state FROM hybridiot.wait_command('$stuck', '60 s')"), 'succeeded', 'and leaves when its row is free');
 
+# Rows of what is on its way, and of what ended: what comes for them waits, unsettled, until they are free.
+$fleet->command({ behaviour => 'silent' });
+my $late = result(q{SET ROLE operator; SELECT id FROM hybridiot.call_device('press-1', 'late', reply_within => '10 ms')});
+$fleet->command({ behaviour => 'hold' });
+my $caller = in_background(q{SET ROLE operator; SELECT state FROM hybridiot.call_device('press-1', 'on its way', reply_within => '5 min')});
+poll_is($node, q{SELECT state FROM hybridiot.command WHERE command = 'on its way'}, 'sent', 'one is on its way');
+my $way = result(q{SELECT id FROM hybridiot.command WHERE command = 'on its way'});
+$fleet->command({ behaviour => 'answer' });
+$session = hold("SELECT FROM hybridiot.command WHERE id IN ('$late', '$way') FOR UPDATE");
+my $log = -s $node->logfile;
+$fleet->command({ settle => $way });
+$fleet->command({ reply => $way, with => {} });
+$fleet->command({ reply => $late, with => { status => $_ } }) for 200, 500;
+is(result('SET ROLE colleague; ' . call('press-2')), 'succeeded', 'their rows are held: others are answered') for 1 .. 10;
+is(scalar(() = slurp_file($node->logfile, $log) =~ /writing the journal of commands failed/g), 1, 'and the lock is met once');
+is(result("SELECT string_agg(state, ' ' ORDER BY queued_at) FROM hybridiot.command WHERE id IN ('$late', '$way')"), 'timed_out sent', 'they stay');
+is(result("SELECT count(*) FROM hybridiot.command_event WHERE command_id IN ('$late', '$way') AND (state IN ('accepted', 'succeeded') AND command_id = '$way' OR state IS NULL)"),
+	0, 'nor do their events tell');
+sub settled { return join ' ', map { $_->{outcome} // () } grep { $_->{event} eq 'reply' && $_->{id} =~ /$late|$way/ } $fleet->events }
+is(settled(), '', 'and their replies are not settled');
+let_go($session);
+$caller->{handle}->finish;
+is($caller->{out}, "SET\nsucceeded\n", 'the caller hears what came when its row is free');
+poll_is($node, "SELECT state FROM hybridiot.command WHERE id = '$late'", 'succeeded', 'so does who asks for the other: its first reply counts');
+is(result("SELECT count(*) FROM hybridiot.command_event WHERE command_id = '$late' AND cause = 'a second reply came'"), 1, 'and no other');
+my $until = time + $PostgreSQL::Test::Utils::timeout_default;
+select(undef, undef, undef, 0.05) until settled() eq 'accepted accepted accepted' || time > $until;
+is(settled(), 'accepted accepted accepted', 'all are settled then');
+
 # ---------------------------------------------------------------- the table that is held
 
 $fleet->command({ no_credit => 'anonymous' });

@@ -27,18 +27,21 @@
 /* How long claims are tried one by one, after they failed together. */
 #define SINGLE_CLAIMS_MS 500
 #define KEY_LOCK_MS 50
+/* How long a call's command that waits for its turn need not be written, as it may leave soon. */
+#define UNWRITTEN_MS 20
 /* After a claim failed. */
 #define RETRY_FIRST_MS 50
 #define RETRY_MAX_MS 5000
 
 static List *unwritten = NIL;	/* commands of calls; in TopMemoryContext */
+static int64 due_ms = 0;		/* monotonic: when some of them are to be written */
 /* What one claim took lately, with its share of the flush. */
 static double claim_us = 100;
 
-bool
-ClaimsAreMissing(void)
+int64
+ClaimsDueMs(void)
 {
-	return unwritten != NIL;
+	return unwritten == NIL ? PG_INT64_MAX : due_ms;
 }
 
 void
@@ -47,6 +50,7 @@ ClaimAddUnwritten(Command *command)
 	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
 
 	unwritten = lappend(unwritten, command);
+	due_ms = 0;
 	MemoryContextSwitchTo(old);
 }
 
@@ -309,19 +313,30 @@ take_waiting(Command **waiting, int max)
 {
 	List	   *rest = NIL;
 	int			n = 0;
+	bool		shared = QueueIsShared();
+	int64		now = ClockMonotonicMs();
 	ListCell   *lc;
 	MemoryContext old = MemoryContextSwitchTo(TopMemoryContext);
 
+	due_ms = PG_INT64_MAX;
 	foreach(lc, unwritten)
 	{
 		Command    *command = lfirst(lc);
 
 		if (command->claiming)
 			continue;
-		if (n < max)
+		if (shared && now < command->came_ms + UNWRITTEN_MS)
+		{
+			rest = lappend(rest, command);
+			due_ms = Min(due_ms, command->came_ms + UNWRITTEN_MS);
+		}
+		else if (n < max)
 			waiting[n++] = command;
 		else
+		{
 			rest = lappend(rest, command);
+			due_ms = now;
+		}
 	}
 	MemoryContextSwitchTo(old);
 	list_free(unwritten);

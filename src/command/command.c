@@ -139,6 +139,7 @@ CommandForget(Command *command)
 {
 	stop_timer(command);
 	QueueRemove(command);
+	PaceForget(command);
 	if (command->dirty)
 		dlist_delete(&command->dirty_node);
 	hash_search(Commands, &command->id, HASH_REMOVE, NULL);
@@ -420,6 +421,7 @@ take_command(const CommandRequest *request, CallSlot *slot, int i)
 	command->slot = slot;
 	command->slot_index = i;
 	command->unwritten = true;
+	command->came_ms = ClockMonotonicMs();
 	command->result.state = COMMAND_QUEUED;
 	ConnectionEnqueue(command, false);
 	ClaimAddUnwritten(command);
@@ -587,7 +589,7 @@ wait_for_work(void)
 {
 	WaitEvent	occurred[16];
 	long		timeout = Min(Min(timers_timeout(), RemovalsTimeout()),
-						  Min(ConnectionsTimeout(), JournalTimeout()));
+						  Min(Min(ConnectionsTimeout(), PacesTimeout()), JournalTimeout()));
 	dlist_iter	iter;
 
 	if (!wait_set_is_current())

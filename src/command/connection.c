@@ -342,6 +342,7 @@ ConnectionSend(Command *command)
 	command->offers++;
 	command->nature.offered = true;
 	AmqpSend(c->amqp, link->amqp, command->id.data, buf.data, buf.len);
+	PaceSent(command);
 	CommandForgetRequest(command);
 	dlist_delete(&link->node);
 	dlist_push_tail(&c->links, &link->node);
@@ -474,13 +475,19 @@ take_event(Connection *c, AmqpEvent *event)
 			return true;
 		case AMQP_EVENT_OUTCOME:
 			if ((command = CommandFind(&id)) != NULL)
+			{
+				PaceOutcome(command);
 				CommandOutcome(command, event->outcome, event->condition, event->text);
+			}
 			else
 				add_outcome_evidence(c, event);
 			return true;
 		case AMQP_EVENT_LOST:
 			if ((command = CommandFind(&id)) != NULL)
+			{
+				PaceForget(command);
 				CommandLost(command, event->transferred);
+			}
 			return true;
 		case AMQP_EVENT_MESSAGE:
 			take_reply(c, event);
@@ -591,6 +598,7 @@ remove_connection(Connection *c)
 	move_commands(c, ConnectionFind(c->server), c->server);
 	if (ConnectionFind(c->server) == NULL)
 		ConnStatForget(c->server);
+	PacesForget(c);
 	hash_destroy(c->links_by_address);
 	MemoryContextDelete(c->context);
 }
@@ -605,6 +613,7 @@ add_connection(Connection *c)
 	c->links_by_address = hash_create("hybridiot links", 64, &control, HASH_ELEM | HASH_STRINGS | HASH_CONTEXT);
 	dlist_init(&c->links);
 	dlist_init(&c->shares);
+	dlist_init(&c->paces);
 	c->stat.server = c->server;
 	c->wait_position = -1;
 	c->seen = true;

@@ -31,7 +31,7 @@
 
 /* Commands read from the queue in one transaction: alone, and when there are several senders. */
 #define QUEUE_PAGE 1000
-#define SHORT_QUEUE_PAGE 200
+#define SHORT_QUEUE_PAGE 50
 /* Commands in memory, at most; most of them wait for their answers. */
 #define MAX_COMMANDS 200000
 /* How long a passing change may stay unwritten. */
@@ -782,8 +782,9 @@ JournalTimeout(void)
 	int64		now = ClockMonotonicMs();
 	int64		due = next_poll_ms;
 
-	if (wants_more() || ClaimsAreMissing())
+	if (wants_more())
 		return 0;
+	due = Min(due, ClaimsDueMs());
 	if (ChangesUrgent)
 		due = Min(due, retry_ms);
 	else if (lazy_since_ms != 0)

@@ -6,7 +6,7 @@
  * hundred thousand commands, for one device or for as many, must not make others wait for
  * them. So the commands that wait lie in lanes, one for each sender and link, and the lanes of a sender on a
  * connection are its share. Shares are served in turn, one command each, as long as there is
- * credit; so are the lanes of a share. Within a lane it is first come, first served.
+ * credit and the sender's window is open (pace.c); so are the lanes of a share. Within a lane it is first come, first served.
  *
  * What lies here is a window on the journal's queue, which each sender has to himself
  * and which is read only so far (journal.c).
@@ -227,6 +227,7 @@ typedef struct Turn
 	Source	   *sources;
 	int			n;
 	int			next;
+	int			room;			/* so many more may leave */
 } Turn;
 
 /* The first command at or behind a place in a lane that may leave now; NULL if there is none. */
@@ -247,15 +248,17 @@ ready(dlist_head *queue, dlist_node *at, int64 now)
 
 /* The lanes of a share whose links take something now. */
 static void
-collect(const Connection *c, Share *share, int64 now, uint64 round, Turn *turn)
+collect(Connection *c, Share *share, int64 now, uint64 round, Turn *turn)
 {
 	dlist_iter	iter;
 	int			nlanes = 0;
 
+	turn->n = turn->next = 0;
+	if ((turn->room = PaceRoom(c, share->sender)) == 0)
+		return;
 	dlist_foreach(iter, &share->lanes)
 		nlanes++;
 	turn->sources = palloc(sizeof(Source) * nlanes);
-	turn->n = turn->next = 0;
 	dlist_foreach(iter, &share->lanes)
 	{
 		Lane	   *lane = dlist_container(Lane, node, iter.cur);
@@ -276,7 +279,7 @@ collect(const Connection *c, Share *share, int64 now, uint64 round, Turn *turn)
 static Command *
 take(Turn *turn, int64 now)
 {
-	while (turn->n > 0)
+	while (turn->n > 0 && turn->room > 0)
 	{
 		Source	   *source = &turn->sources[turn->next % turn->n];
 		Command    *command;
@@ -290,6 +293,7 @@ take(Turn *turn, int64 now)
 		source->next = dlist_has_next(source->queue, source->next) ?
 			ready(source->queue, dlist_next_node(source->queue, source->next), now) : NULL;
 		source->link->room--;
+		turn->room--;
 		turn->next++;
 		return command;
 	}

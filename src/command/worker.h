@@ -3,8 +3,8 @@
  *		What the files of the AMQP worker share: connections, links, and the commands
  *		that are not settled.
  *
- * command.c has the loop and the life of a command, queue.c the order in which they leave, connection.c the
- * connections and what they tell, removal.c what is taken back from a broker, server.c what they depend on,
+ * command.c has the loop and the life of a command, queue.c the order in which they leave, pace.c how many at
+ * once, connection.c the connections and what they tell, removal.c what is taken back from a broker, server.c what they depend on,
  * claim.c what is written before they leave, journal.c every other transaction. All of it is one process's
  * memory; the journal follows it.
  */
@@ -27,6 +27,7 @@ typedef struct Connection Connection;
 typedef struct Link Link;
 typedef struct Lane Lane;
 typedef struct Share Share;
+typedef struct Pace Pace;
 
 /* A role that sends, and how far its part of the journal's queue was read. */
 typedef struct Sender
@@ -52,6 +53,9 @@ typedef struct Command
 	bool		waits;			/* to leave, */
 	Lane	   *lane;			/* here; NULL: nowhere, it has no way */
 	dlist_node	queue_node;
+	Pace	   *pace;			/* it counts as on its way, */
+	dlist_node	pace_node;
+	int64		left_us;		/* monotonic; since then */
 	char	   *device;
 	CommandNature nature;
 	int64		reply_within_ms;
@@ -69,6 +73,7 @@ typedef struct Command
 
 	CommandRequest *request;	/* while it may have to be sent; NULL: read at the claim */
 	bool		unwritten;		/* the journal has no row of it yet */
+	int64		came_ms;		/* monotonic; of an unwritten one */
 	CallSlot   *slot;			/* somebody waits for it; NULL: nobody */
 	int			slot_index;
 	List	   *cancel_slots;	/* of those who cancelled it and wait for the word; in TopMemoryContext */
@@ -131,6 +136,9 @@ struct Connection
 	HTAB	   *links_by_address;
 	dlist_head	links;
 	dlist_head	shares;			/* of the senders with commands that wait */
+	dlist_head	paces;			/* of the senders that have sent */
+	int64		quickest_us[2]; /* from handing over to outcome, in this period and the last; 0: none came */
+	int64		quickest_since_us;	/* monotonic: when this one began */
 	int			nlinks;			/* of them open */
 	int64		next_link_ms;	/* monotonic; a closed one that is needed is tried then */
 	AmqpCounters past;			/* of connections that are gone: bytes */
@@ -248,6 +256,21 @@ extern bool QueueIsLow(const Sender *sender);
 /* Have several senders something to send, now or a moment ago? */
 extern bool QueueIsShared(void);
 
+/* ---- pace.c ---- */
+
+/* How many more commands of a sender may leave now. */
+extern int	PaceRoom(Connection *c, const Sender *sender);
+/* It was handed over. */
+extern void PaceSent(Command *command);
+/* Its outcome came. */
+extern void PaceOutcome(Command *command);
+/* It counts no more; nothing happens if it does not. */
+extern void PaceForget(Command *command);
+/* So do all of a connection. */
+extern void PacesForget(Connection *c);
+/* Milliseconds until a full window opens by itself. */
+extern long PacesTimeout(void);
+
 /* ---- removal.c ---- */
 
 /*
@@ -275,8 +298,8 @@ extern long RemovalsTimeout(void);
 extern void ClaimAddUnwritten(Command *command);
 /* Claim what can leave and send it; write the commands of calls. */
 extern void ClaimAndSend(void);
-/* Are there commands of calls that the journal does not know yet? */
-extern bool ClaimsAreMissing(void);
+/* Monotonic: when commands of calls that the journal does not know yet are to be written; PG_INT64_MAX: there are none. */
+extern int64 ClaimsDueMs(void);
 
 /* ---- journal.c ---- */
 

@@ -17,4 +17,13 @@ ClockMonotonicMs(void)
 	return (int64) now.tv_sec * 1000 + now.tv_nsec / 1000000;
 }
 
+static inline int64
+ClockMonotonicUs(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return (int64) now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
 #endif							/* HYBRIDIOT_CLOCK_H */

@@ -103,6 +103,28 @@ poll_is($node, 'SELECT count(*) FROM hybridiot.command_origin WHERE epoch IS NUL
 $node->safe_psql('test', q{ALTER SERVER later OPTIONS (SET sasl_mechanism 'ANONYMOUS')});
 is($node->safe_psql('test', "SELECT state FROM hybridiot.wait_command('$id', '60 s')"), 'succeeded', 'and leaves when it can be used');
 
+# ---------------------------------------------------------------- what a peer has in its hands
+
+# A device that tells no outcome. Alone its sender hands over all that he has; beside another no more than a window, and
+# goes on when the oldest has lasted 50 ms. By the worker's clock, so a slow machine makes only the first of these bounds tighter.
+$fleet->command({ rule => { device => 'mute', behaviour => 'hold' } });
+$node->safe_psql('test', "CREATE SERVER nowhere FOREIGN DATA WRAPPER hybridiot_amqp OPTIONS (host '127.0.0.1', port '1', peer 'router');
+	CREATE ROLE holder LOGIN; GRANT USAGE ON FOREIGN SERVER gateway, nowhere TO holder, victim");
+
+sub hold
+{
+	my ($name, $n) = @_;
+	as('holder', qq{INSERT INTO hybridiot.command (device, command, ttl, reply_within) SELECT 'mute', '$name', '10 min', '10 min' FROM generate_series(1, $n) i});
+	poll_is($node, qq{SELECT count(*) FROM hybridiot.command WHERE command = '$name' AND state = 'sent'}, $n, "$n $name without an outcome");
+	return $node->safe_psql('test', qq{SELECT extract(epoch FROM max(sent_at) - min(sent_at)) FROM hybridiot.command WHERE command = '$name'});
+}
+
+cmp_ok(hold('alone', 2000), '<', 12, 'alone a sender does not wait for outcomes');
+$id = as('victim', q{SELECT hybridiot.send_command('press-1', 'waits', server => 'nowhere', ttl => '10 min')});
+cmp_ok(hold('beside another', 200), '>', 1, 'beside another he has a window, which opens though no outcome comes');
+is(as('victim', q{SELECT state FROM hybridiot.call_device('press-1', 'after the silent', ttl => '1 min')}), 'succeeded', 'the other is served');
+is(as('victim', "SELECT hybridiot.cancel_command('$id')"), 'cancelled', 'nobody waits any more');
+
 $fleet->stop;
 finish();
 

@@ -49,7 +49,7 @@ class Peers:
         # A time limit ends us by this signal: what was started goes, too.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         self.work = tempfile.mkdtemp(prefix="hybridiot-bench-")
-        self.server, self.processes = None, []
+        self.server, self.processes, self.ledger = None, [], None
         try:
             self.start()
         except BaseException:
@@ -88,11 +88,12 @@ class Peers:
         while self.server.sql("SELECT count(*) FROM hybridiot.stat_connection WHERE state = 'up'") != "2":
             time.sleep(0.1)
 
-    def start_router(self):
+    def start_router(self, name=""):
         modules = run("bash", "-c", f". {ROOT}/test/lib/common.sh; fleet_modules").strip()
-        self.ledger = f"{self.work}/ledger"
+        ledger = f"{self.work}/ledger{name}"
+        self.ledger = self.ledger or ledger
         fleet = subprocess.Popen(["node", f"{ROOT}/test/fleet/fleet.js", "router", "--until-eof", "--any-device",
-                                  "--ledger", self.ledger], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                  "--ledger", ledger], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                  env=dict(os.environ, NODE_PATH=f"{modules}/node_modules"))
         self.processes.append(fleet)
         return str(json.loads(fleet.stdout.readline())["port"])

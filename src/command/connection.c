@@ -386,7 +386,7 @@ take_reply(Connection *c, const AmqpEvent *event)
 	evidence->id = reply->id;
 	MemoryContextSwitchTo(old);
 
-	if (reply->has_id && RemovalTakeAnswer(&reply->id, event->bytes, event->len))
+	if (reply->has_id && RemovalTakeAnswer(c, &reply->id, event->bytes, event->len))
 		;						/* the broker's own */
 	else if (!reply->has_id)
 		JournalAddEvent(NULL, NULL, "a reply that names no command came");

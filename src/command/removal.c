@@ -10,7 +10,7 @@
  * peer that has no such address) is too late.
  *
  * An answer is known by the request's id, which is random and was told to
- * nobody but the broker; so no device can give it. An answer that comes after the caller
+ * nobody but the broker, and the answer must come through that server; so no device can give it. An answer that comes after the caller
  * was told `too late' still counts: it is evidence.
  */
 #include "postgres.h"
@@ -34,6 +34,7 @@ typedef struct Removal
 	dlist_node	node;			/* in removals */
 	pg_uuid_t	request;		/* its message id */
 	pg_uuid_t	command;
+	Oid			server;			/* an answer must come from it */
 	Connection *connection;		/* NULL: it has been sent, or never will be */
 	List	   *slots;			/* whoever waits; in TopMemoryContext */
 	int64		answer_ms;		/* monotonic */
@@ -187,6 +188,7 @@ RemovalBegin(Command *command, CallSlot *slot)
 	removal = palloc0(sizeof(Removal));
 	removal->request = request;
 	removal->command = command->id;
+	removal->server = c->server;
 	removal->connection = c;
 	removal->slots = list_make1(slot);
 	removal->answer_ms = ClockMonotonicMs() + ANSWER_MS;
@@ -217,6 +219,13 @@ find(const unsigned char *request)
 	return NULL;
 }
 
+/* What was answered, to the byte. */
+static bool
+says(const AmqpIncoming *message, const char *text)
+{
+	return message->body.len == (int) strlen(text) && memcmp(message->body.data, text, message->body.len) == 0;
+}
+
 /* The broker says that exactly one was removed. */
 static void
 removed(Removal *removal)
@@ -242,18 +251,18 @@ removed(Removal *removal)
 }
 
 bool
-RemovalTakeAnswer(const pg_uuid_t *request, const char *bytes, size_t len)
+RemovalTakeAnswer(const Connection *c, const pg_uuid_t *request, const char *bytes, size_t len)
 {
 	Removal    *removal = find(request->data);
 	AmqpIncoming message;
 
-	if (removal == NULL)
+	if (removal == NULL || removal->server != c->server)
 		return false;
 	if (!AmqpDecode(bytes, len, &message) || message.body_kind != AMQP_BODY_TEXT)
 		drop(removal, "the broker's answer cannot be read");
-	else if (strcmp(message.body.data, "[1]") == 0)
+	else if (says(&message, "[1]"))
 		removed(removal);
-	else if (strcmp(message.body.data, "[0]") == 0)
+	else if (says(&message, "[0]"))
 		drop(removal, "it is not in the broker's queue, or a device holds it");
 	else
 		drop(removal, psprintf("the broker answered %s", PeerText(message.body.data)));

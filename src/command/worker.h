@@ -284,7 +284,7 @@ extern void RemovalsSend(Connection *c);
 /* False: it is no event of the management link. */
 extern bool RemovalTakeEvent(Connection *c, const AmqpEvent *event);
 /* A message on the reply address: false if it is no answer to one of our requests. */
-extern bool RemovalTakeAnswer(const pg_uuid_t *request, const char *bytes, size_t len);
+extern bool RemovalTakeAnswer(const Connection *c, const pg_uuid_t *request, const char *bytes, size_t len);
 extern void RemovalsDisconnected(Connection *c);
 /* A caller has left. */
 extern void RemovalsForgetSlot(CallSlot *slot);

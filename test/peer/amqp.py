@@ -130,8 +130,11 @@ def sasl_outcome(code):
     return performative(OUTCOME, ubyte(code), kind=1)
 
 
-def open_(max_frame=65536, channel_max=100, idle=0):
-    return performative(OPEN, string('peer'), null(), uint(max_frame), ushort(channel_max), uint(idle) if idle else null())
+def open_(max_frame=65536, channel_max=100, idle=0, product=None):
+    fields = [string('peer'), null(), uint(max_frame), ushort(channel_max), uint(idle) if idle else null()]
+    if product:
+        fields += [null(), null(), null(), null(), mapping(symbol('product'), string(product))]
+    return performative(OPEN, *fields)
 
 
 def begin(channel, window=2048):

@@ -27,7 +27,10 @@ import attacks
 DEFAULTS = {
     'mechanisms': ['ANONYMOUS'], 'sasl_code': 0, 'silent': None, 'trickle': False, 'max_frame': 65536, 'channel_max': 100, 'window': 2048, 'idle': 0,
     'credit': 100, 'refill': True, 'attach': True, 'read': True, 'outcome': 'accepted', 'replies': ['good'], 'stop_after': None, 'drop_after': None, 'stall': False,
+    'product': None, 'removals': {},
 }
+MANAGEMENT = 'activemq.management'
+
 
 
 class Settings:
@@ -41,9 +44,10 @@ class Peer:
         self.connections = set()
         self.attacking = 0
         self.random = random.Random(7)
+        self.subjects = {}
         self.turn = {stage: 0 for stage in attacks.STAGES}
         self.state = {'connections': 0, 'frames': 0, 'commands': 0, 'ids': [], 'announced': {}, 'outcomes': {}, 'attacks': {},
-                      'most_unanswered': 0, 'partial': 0, 'bulk': 0, 'frame_of_message': 0, 'beyond_window': 0}
+                      'most_unanswered': 0, 'partial': 0, 'bulk': 0, 'frame_of_message': 0, 'beyond_window': 0, 'removals': 0}
 
     def next_attack(self, stage):
         self.turn[stage] += 1
@@ -166,7 +170,7 @@ class Connection:
             fields = fields + [None] * 20
             if code == amqp.OPEN:
                 self.peer.state['announced'].update(max_frame=fields[2], channel_max=fields[3], idle=fields[4], hostname=fields[1])
-                await self.say(amqp.open_(self.settings.max_frame, self.settings.channel_max, self.settings.idle))
+                await self.say(amqp.open_(self.settings.max_frame, self.settings.channel_max, self.settings.idle, self.settings.product))
                 await self.silence('begin')
             elif code == amqp.BEGIN:
                 self.peer.state['announced'].update(window=fields[2])
@@ -240,6 +244,10 @@ class Connection:
             found[code] = section
         properties = found[amqp.PROPERTIES] + [None] * 13
         command = {'id': properties[0], 'subject': properties[3], 'number': number, 'channel': channel, 'size': len(body)}
+        if link[1] == MANAGEMENT:
+            await self.manage(command, found)
+            return
+        self.peer.subjects[command['id']] = command['subject']
         state['ids'].append(command['id'])
         self.received.append(command)
         state['most_unanswered'] = max(state['most_unanswered'], len(self.received))
@@ -250,6 +258,18 @@ class Connection:
         asyncio.ensure_future(attempt(self.reply_all(command, self.settings.replies)))
         if self.settings.refill and link[4] <= self.settings.credit // 2:
             self.give_credit(channel, handle)
+
+    async def manage(self, request, found):
+        """A request to remove a command; what is answered depends on its subject."""
+        await self.say(amqp.disposition(request['channel'], request['number'], state=amqp.ACCEPTED))
+        command_id = found[amqp.VALUE][-39:-3]       # ["AMQUserID='ID:...'"]
+        self.peer.state['removals'] += 1
+        for answer in self.settings.removals.get(self.peer.subjects[command_id], []):
+            more = dict(answer)
+            through = self
+            if more.pop('elsewhere', False):
+                through = next(c for c in self.peer.connections if c is not self and c.up.is_set())
+            asyncio.ensure_future(attempt(through.reply(dict(request, command=command_id), dict(more, **{'as': 'removal'}))))
 
     async def settle(self, command, outcome):
         channel, number = command['channel'], command['number']
@@ -347,9 +367,22 @@ class Replies:
         for _ in range(count):
             yield c.carry(amqp.message(amqp.uuid(c.peer.random.getrandbits(128).to_bytes(16, 'big')), body=amqp.data('{}')))
 
+    def removal(c, request, says='[1]', id=None, kind='text'):
+        """an answer of the broker's management: to the request, to the command, or to nothing that was asked"""
+        asked = {'command': request['command'], 'unknown': '00000000-0000-4000-8000-000000000000', None: request['id']}[id]
+        said = said_at_length(says)
+        body = {'text': amqp.described(amqp.VALUE, amqp.string(said)), 'data': amqp.data(said), 'number': amqp.described(amqp.VALUE, amqp.integer(1)),
+                'list': amqp.described(amqp.VALUE, amqp.listing(amqp.integer(1))), 'none': b''}[kind]
+        yield c.carry(amqp.message(amqp.string(asked), body=body))
+
     def again(c, command, count):
         for _ in range(count):
             yield c.carry(amqp.message(amqp.string(command['id']), status=amqp.integer(500)))
+
+
+def said_at_length(says):
+    """["x", N]: so many of them"""
+    return says if isinstance(says, str) else says[0] * says[1]
 
 
 # ---------------------------------------------------------------- control
@@ -399,7 +432,7 @@ async def obey(peer, command):
     if 'hang_up' in command:
         for c in list(peer.connections):
             c.writer.transport.abort()
-    return {'ok': True, **peer.state} if 'state' in command else {'ok': True}
+    return {'ok': True, **peer.state, 'answers': peer.settings.removals} if 'state' in command else {'ok': True}
 
 
 async def attempt(what):

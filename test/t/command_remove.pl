@@ -174,4 +174,30 @@ poll_is($node, "SELECT hybridiot.cancel_command('$id')", 'cancelled', 'the broke
 $fleet->command({ online => [$away] });
 is(result("SELECT state FROM hybridiot.call_device('$away', 'last')"), 'succeeded', 'the device is there');
 is(reached($id), 0, 'and never got it');
+
+# ---------------------------------------------------------------- a worker that dies in the middle
+
+# It has asked, and the broker does as it was asked when nobody is there to hear of it: no answer comes, and nobody was told that it was cancelled.
+$fleet->command({ offline => [$away] });
+$id = stored($away);
+my $one_way_too = stored($away, "reply_within => '0'");
+my $written = result('SELECT bytes_out FROM hybridiot.stat_connection');
+$broker = slurp_file("$artemis->{dir}/pid");
+kill 'STOP', $broker;
+my @asked = map { in_background("SELECT hybridiot.cancel_command('$_')", \$out[ $_ eq $id ]) } $id, $one_way_too;
+poll_is($node, "SELECT bytes_out > $written + 400 FROM hybridiot.stat_connection", 't', 'the broker was asked');
+result("UPDATE hybridiot.command SET answer_by = now() WHERE id = '$id'");
+kill_worker($node, q{kind = 'amqp'});
+$_->finish for @asked;
+unlike("@out", qr/cancelled/, 'nobody is told that anything was cancelled');
+kill 'CONT', $broker;
+poll_is($node, "SELECT state FROM hybridiot.command WHERE id = '$id'", 'timed_out', 'no answer came, as far as anybody can know');
+poll_is($node, q{SELECT state FROM hybridiot.stat_connection}, 'up', 'the next worker is connected');
+poll_is($node, "SELECT count(*) FROM hybridiot.command_event WHERE cause = 'a reply to an unknown command came'", 2, "the broker's answers are nobody's");
+is(state_of($one_way_too), 'accepted', 'the broker had taken the other');
+is(cancel($one_way_too), 'too_late', 'it is there no more');
+last_event_is($one_way_too, q{^too late to cancel: it is not in the broker's queue}, 'which is told');
+$fleet->command({ online => [$away] });
+is(result("SELECT state FROM hybridiot.call_device('$away', 'after all')"), 'succeeded', 'the device comes');
+is(reached($id) + reached($one_way_too), 0, 'and got neither');
 finish();

@@ -36,7 +36,7 @@ $(EXTENSION)--$(EXTVERSION).sql: sql/hybridiot.sql
 # Headers are few and shared: any change rebuilds all.
 $(OBJS): $(wildcard src/*/*.h)
 
-# The long proofs; an hour or so.
+# The long proofs; about 20 minutes.
 .PHONY: torture
 torture:
 	$(srcdir)/test/torture/commands

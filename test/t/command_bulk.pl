@@ -1,7 +1,7 @@
 # Bulk: many devices called at once, and who did not answer; very many commands queued by one statement, which leave
 # as their peer gives credit, while others watch.
 #
-# BULK_COMMANDS makes it longer.
+# BULK_COMMANDS makes it longer (test/torture/commands: 100,000).
 use strict;
 use warnings;
 use Hybridiot::Test;

@@ -77,8 +77,7 @@ insert_command(const CommandRequest *request, CommandState state, TimestampTz an
 	int			configured = LockTimeout;
 	volatile bool inserted = false;
 
-	if (request->idempotency_key)
-		LockTimeout = KEY_LOCK_MS;
+	LockTimeout = KEY_LOCK_MS;
 	PG_TRY();
 	{
 		inserted = CatalogInsertCommand(request, state, answer_by);
@@ -91,35 +90,44 @@ insert_command(const CommandRequest *request, CommandState state, TimestampTz an
 	return inserted;
 }
 
-/* Write a call's command: claimed if it can leave now. False: it was known before. */
+/*
+ * A call's command, to be written: claimed if it can leave now. What has an idempotency key is written at once. False: it
+ * was known before.
+ */
 static bool
-write_call(Command *command, bool sending, TimestampTz answer_by)
+write_call(Command *command, bool sending, TimestampTz answer_by, NewCommand *rows, int *nrows)
 {
 	const CommandRequest *request = command->request;
+	NewCommand	row = {request, sending ? COMMAND_SENDING : COMMAND_QUEUED, sending ? answer_by : 0};
 	pg_uuid_t	known;
 	bool		same;
 
-	if (request->idempotency_key && CatalogFindIdempotent(request, &known, &same))
+	if (request->idempotency_key == NULL)
+	{
+		rows[(*nrows)++] = row;
+		return true;
+	}
+	if (CatalogFindIdempotent(request, &known, &same))
 	{
 		CallTellKnown(command, &known, same);
 		return false;
 	}
-	if (!insert_command(request, sending ? COMMAND_SENDING : COMMAND_QUEUED, sending ? answer_by : 0))
+	if (!insert_command(request, row.state, row.answer_by))
 		ereport(ERROR,
 				(errcode(ERRCODE_LOCK_NOT_AVAILABLE),
 				 errmsg("the idempotency key is being used by another transaction")));
-	CatalogInsertOrigin(&command->id, request->server, request->sender, sending ? JournalEpoch() : 0);
+	CatalogInsertOrigins(&row, 1, JournalEpoch());
 	return true;
 }
 
 /* One claim. False: there is nothing to send, the command is no more ours. */
 static bool
-claim(Command *command, TimestampTz answer_by)
+claim(Command *command, TimestampTz answer_by, NewCommand *rows, int *nrows)
 {
 	CommandRequest *request;
 
 	if (command->unwritten)
-		return write_call(command, true, answer_by);
+		return write_call(command, true, answer_by, rows, nrows);
 	request = CatalogClaimCommand(&command->id, JournalEpoch(), answer_by, CommandContext(command));
 	if (request)
 		command->request = request;
@@ -140,6 +148,8 @@ claim_batch(Command **commands, int n, Command **waiting, int nwaiting)
 	bool	   *gone = palloc0(n + nwaiting + 1);
 	CommandEvent *claimed = palloc0(sizeof(CommandEvent) * 2 * (n + nwaiting + 1));
 	int			nclaimed = 0;
+	NewCommand *rows = palloc(sizeof(NewCommand) * (n + nwaiting + 1));
+	int			nrows = 0;
 	bool		flush = synchronous_commit != SYNCHRONOUS_COMMIT_OFF;
 	const char *queued = CommandStateName(COMMAND_QUEUED);
 	const char *sending = CommandStateName(COMMAND_SENDING);
@@ -150,7 +160,7 @@ claim_batch(Command **commands, int n, Command **waiting, int nwaiting)
 		Command    *command = commands[i];
 
 		answer_by[i] = answer_deadline(command, now);
-		gone[i] = !claim(command, answer_by[i]);
+		gone[i] = !claim(command, answer_by[i], rows, &nrows);
 		if (gone[i])
 			continue;
 		if (command->unwritten)
@@ -161,10 +171,12 @@ claim_batch(Command **commands, int n, Command **waiting, int nwaiting)
 	}
 	for (int i = 0; i < nwaiting; i++)
 	{
-		gone[n + i] = !write_call(waiting[i], false, 0);
+		gone[n + i] = !write_call(waiting[i], false, 0, rows, &nrows);
 		if (!gone[n + i])
 			claimed[nclaimed++] = (CommandEvent) {true, waiting[i]->id, waiting[i]->request->queued_at, queued, NULL};
 	}
+	CatalogInsertCommands(rows, nrows);
+	CatalogInsertOrigins(rows, nrows, JournalEpoch());
 	CatalogInsertEvents(claimed, nclaimed);
 	JournalCommit(&scope, flush);
 

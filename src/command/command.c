@@ -625,6 +625,9 @@ start(void)
 	/* Everything here is found by key; a plan made while the journal was empty must not outlive that. */
 	SetConfigOption("enable_seqscan", "off", PGC_USERSET, PGC_S_OVERRIDE);
 
+	/* Nor is any of it worth being compiled. */
+	SetConfigOption("jit", "off", PGC_USERSET, PGC_S_OVERRIDE);
+
 	Commands = hash_create("hybridiot commands", 1024, &control, HASH_ELEM | HASH_BLOBS);
 	Timers = pairingheap_allocate(compare_timers, NULL);
 	before_shmem_exit(forget_connections, (Datum) 0);

@@ -482,18 +482,47 @@ weigh_evidence(const Evidence *evidence)
 		CommandForget(command);
 }
 
-static void
-write_change(Command *command, pg_uuid_t *final, int *nfinal)
+static int
+count_changes(void)
 {
-	CommandUpdate update = {
-		.id = command->id,.result = &command->result,.clear_sent = command->unclaim
-	};
+	dlist_iter	iter;
+	int			n = 0;
 
-	CatalogUpdateCommand(&update);
-	if (CommandIsSettled(command->result.state, command->nature.one_way))
-		final[(*nfinal)++] = command->id;
-	else if (command->unclaim)
-		CatalogUnclaim(&command->id);
+	dlist_foreach(iter, &Changes)
+		n++;
+	return n;
+}
+
+/* The rows of all commands that changed, and what becomes of their origins. */
+static void
+write_rows(void)
+{
+	int			max = count_changes() + 1;
+	CommandUpdate *updates = palloc0(sizeof(CommandUpdate) * max);
+	pg_uuid_t  *final = palloc(sizeof(pg_uuid_t) * max);
+	pg_uuid_t  *unclaimed = palloc(sizeof(pg_uuid_t) * max);
+	int			n = 0;
+	int			nfinal = 0;
+	int			nunclaimed = 0;
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &Changes)
+	{
+		Command    *command = dlist_container(Command, dirty_node, iter.cur);
+
+		if (command->held)
+			continue;
+		updates[n].id = command->id;
+		updates[n].result = &command->result;
+		updates[n++].clear_sent = command->unclaim;
+		if (CommandIsSettled(command->result.state, command->nature.one_way))
+			final[nfinal++] = command->id;
+		else if (command->unclaim)
+			unclaimed[nunclaimed++] = command->id;
+	}
+	CatalogUpdateCommands(updates, n);
+	CatalogUnclaim(unclaimed, nunclaimed);
+	CatalogDeleteOrigins(final, nfinal);
 }
 
 /* Whoever cancelled it; late evidence may have come in between. */
@@ -555,17 +584,6 @@ forget_temporaries(void)
 		if (command->temporary)
 			CommandForget(command);
 	}
-}
-
-static int
-count_changes(void)
-{
-	dlist_iter	iter;
-	int			n = 0;
-
-	dlist_foreach(iter, &Changes)
-		n++;
-	return n;
 }
 
 /* Events of commands that are set aside stay; all others are written. Returns how many stay, at the front of events. */
@@ -638,8 +656,6 @@ write_changes(void)
 	CatalogScope scope;
 	dlist_iter	iter;
 	dlist_mutable_iter each;
-	pg_uuid_t  *final;
-	int			nfinal = 0;
 	int			staying;
 	bool		flush = ChangesUrgent && synchronous_commit != SYNCHRONOUS_COMMIT_OFF;
 
@@ -648,15 +664,7 @@ write_changes(void)
 		weigh_evidence(dlist_container(Evidence, node, iter.cur));
 	if (look_for_held)
 		HeldMark();
-	final = palloc(sizeof(pg_uuid_t) * (count_changes() + 1));
-	dlist_foreach(iter, &Changes)
-	{
-		Command    *command = dlist_container(Command, dirty_node, iter.cur);
-
-		if (!command->held)
-			write_change(command, final, &nfinal);
-	}
-	CatalogDeleteOrigins(final, nfinal);
+	write_rows();
 	staying = write_events();
 	JournalCommit(&scope, flush);
 

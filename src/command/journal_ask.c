@@ -33,7 +33,7 @@ JournalCancel(CallSlot *slot, const pg_uuid_t *id)
 			CommandUpdate update = {.id = *id,.result = &result,.clear_sent = true};
 			CommandEvent event = {true, *id, JournalEventTime(), CommandStateName(COMMAND_CANCELLED), NULL};
 
-			CatalogUpdateCommand(&update);
+			CatalogUpdateCommands(&update, 1);
 			CatalogDeleteOrigins(id, 1);
 			CatalogInsertEvents(&event, 1);
 		}

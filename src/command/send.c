@@ -101,10 +101,11 @@ note_pipeline(void)
 static void
 enqueue(const CommandRequest *request)
 {
+	NewCommand	command = {request, COMMAND_QUEUED, 0};
 	CommandEvent event = {true, request->id, request->queued_at, CommandStateName(COMMAND_QUEUED), NULL};
 
 	note_pipeline();
-	CatalogInsertOrigin(&request->id, request->server, request->sender, 0);
+	CatalogInsertOrigins(&command, 1, 0);
 	CatalogInsertEvents(&event, 1);
 	WakeAtCommit(WAKE_COMMAND);
 }
@@ -156,10 +157,11 @@ hybridiot_send_command(PG_FUNCTION_ARGS)
 
 /* ---- INSERT into the journal ---- */
 
+#define VALUE(column, convert) (nulls[(column) - 1] ? NULL : convert(values[(column) - 1]))
+
 static void
 arguments_from_row(const Datum *values, const bool *nulls, CommandArguments *arguments)
 {
-#define VALUE(column, convert) (nulls[(column) - 1] ? NULL : convert(values[(column) - 1]))
 	arguments->device = VALUE(COLUMN_DEVICE, TextDatumGetCString);
 	arguments->command = VALUE(COLUMN_COMMAND, TextDatumGetCString);
 	arguments->payload = VALUE(COLUMN_PAYLOAD, DatumGetJsonbP);
@@ -174,7 +176,6 @@ arguments_from_row(const Datum *values, const bool *nulls, CommandArguments *arg
 	if (arguments->has_priority)
 		arguments->priority = DatumGetInt32(values[COLUMN_PRIORITY - 1]);
 	arguments->idempotency_key = VALUE(COLUMN_IDEMPOTENCY_KEY, TextDatumGetCString);
-#undef VALUE
 }
 
 /* The row as send_command() would have written it. */
@@ -253,7 +254,11 @@ hybridiot_command_insert(PG_FUNCTION_ARGS)
 
 	if (!nulls[COLUMN_ID - 1])
 	{
-		if (!nulls[COLUMN_STATE - 1] && !is_final(TextDatumGetCString(values[COLUMN_STATE - 1])))
+		const char *state = VALUE(COLUMN_STATE, TextDatumGetCString);
+
+		CommandCheckWords(VALUE(COLUMN_MODE, TextDatumGetCString), state,
+						  VALUE(COLUMN_ACCEPTED_BY, TextDatumGetCString));
+		if (state && !is_final(state))
 		{
 			CatalogEnter(&scope);
 			CatalogInsertForeignOrigin(DatumGetUUIDP(values[COLUMN_ID - 1]));

@@ -98,6 +98,30 @@ CommandIsUncertain(CommandState state)
 	return state == COMMAND_IN_DOUBT || state == COMMAND_TIMED_OUT;
 }
 
+static bool
+is_one_of(const char *name, const char *const *names, int n)
+{
+	for (int i = 0; i < n; i++)
+		if (names[i] && strcmp(names[i], name) == 0)
+			return true;
+	return false;
+}
+
+void
+CommandCheckWords(const char *mode, const char *state, const char *accepted_by)
+{
+	static const char *const modes[] = {"direct", "store"};
+
+	if ((mode && !is_one_of(mode, modes, lengthof(modes))) ||
+		(state && !is_one_of(state, state_names, lengthof(state_names))) ||
+		(accepted_by && !is_one_of(accepted_by, accepted_by_names, lengthof(accepted_by_names))))
+		ereport(ERROR,
+				(errcode(ERRCODE_CHECK_VIOLATION),
+				 errmsg("invalid mode, state or accepted_by of a command"),
+				 errdetail("mode \"%s\", state \"%s\", accepted_by \"%s\"", mode ? mode : "",
+						   state ? state : "", accepted_by ? accepted_by : "")));
+}
+
 /* ---- parameters and columns ---- */
 
 /* Parameters of a statement as they are put together. */
@@ -171,6 +195,94 @@ put_identity(Parameters *p)
 	}
 }
 
+/* So many rows, and bytes, one statement takes as arrays. */
+#define ROWS_AT_ONCE 500
+#define ROW_BYTES_AT_ONCE (16 * 1024 * 1024)
+
+/* Elements of a column of arrays. */
+typedef struct ElementType
+{
+	int16		len;
+	bool		byval;
+	char		align;
+} ElementType;
+
+/* How many of the next rows make a statement: always one, even if it is larger. */
+static int
+rows_at_once(const ElementType *types, int ncolumns, const Parameters *rows, int n)
+{
+	Size		bytes = 0;
+	int			i;
+
+	for (i = 0; i < Min(n, ROWS_AT_ONCE); i++)
+	{
+		for (int column = 0; column < ncolumns; column++)
+			if (types[column].len == -1 && rows[i].nulls[column] == ' ')
+				bytes += VARSIZE_ANY(DatumGetPointer(rows[i].values[column]));
+		if (bytes > ROW_BYTES_AT_ONCE && i > 0)
+			break;
+	}
+	return i;
+}
+
+static Datum
+column_array(const Parameters *rows, int n, int column, Oid type, ElementType element)
+{
+	Datum	   *values = palloc(sizeof(Datum) * n);
+	bool	   *nulls = palloc(sizeof(bool) * n);
+	ArrayType  *array;
+	int			lower = 1;
+
+	for (int i = 0; i < n; i++)
+	{
+		values[i] = rows[i].values[column];
+		nulls[i] = rows[i].nulls[column] == 'n';
+	}
+	array = construct_md_array(values, nulls, 1, &n, &lower, type, element.len, element.byval, element.align);
+	pfree(values);
+	pfree(nulls);
+	return PointerGetDatum(array);
+}
+
+/*
+ * Run a statement for n rows of parameters: `one' for a row alone, `many', which takes an array in the place of
+ * each parameter, for more. What `many' leaves out is done again one by one if each row has to be met.
+ */
+static void
+execute_rows(CatalogQuery *one, CatalogQuery *many, Parameters *rows, int n, bool each)
+{
+	ElementType types[CATALOG_MAX_ARGS];
+	int			count;
+
+	for (int column = 0; n > 1 && column < one->nargs; column++)
+	{
+		get_typlenbyvalalign(one->argtypes[column], &types[column].len, &types[column].byval, &types[column].align);
+		if (many->plan == NULL)
+			many->argtypes[column] = get_array_type(one->argtypes[column]);
+	}
+	many->nargs = one->nargs;
+	for (int i = 0; i < n; i += count)
+	{
+		Parameters	p = {0};
+
+		count = n == 1 ? 1 : rows_at_once(types, one->nargs, &rows[i], n - i);
+		if (count > 1)
+		{
+			uint64		done;
+
+			for (int column = 0; column < one->nargs; column++)
+				put(&p, column_array(&rows[i], count, column, one->argtypes[column], types[column]));
+			done = CatalogExecute(many, p.values, p.nulls, 0);
+			for (int column = 0; column < one->nargs; column++)
+				pfree(DatumGetPointer(p.values[column]));
+			if (!each || done == count)
+				continue;
+		}
+		for (int j = i; j < i + count; j++)
+			CatalogExecute(one, rows[j].values, rows[j].nulls, 0);
+	}
+}
+
 static int64
 interval_ms(Datum value)
 {
@@ -233,53 +345,62 @@ mode_from_name(const char *name)
 
 #define INSERT_COMMAND \
 	"INSERT INTO hybridiot.command (id, device, command, sender, server, mode, state, payload, body," \
-	" content_type, properties, priority, ttl, reply_within, queued_at, expires_at, answer_by, idempotency_key)" \
-	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
+	" content_type, properties, priority, ttl, reply_within, queued_at, expires_at, answer_by, idempotency_key)"
+#define INSERT_COMMAND_ROW \
+	INSERT_COMMAND " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)"
 #define INSERT_COMMAND_TYPES \
 	UUIDOID, TEXTOID, TEXTOID, NAMEOID, NAMEOID, TEXTOID, TEXTOID, JSONBOID, BYTEAOID, \
 	TEXTOID, JSONBOID, INT4OID, INTERVALOID, INTERVALOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TEXTOID
 
+static void
+put_command(Parameters *p, const CommandRequest *request, CommandState state, TimestampTz answer_by)
+{
+	put(p, UUIDPGetDatum(&request->id));
+	put_text(p, request->device);
+	put_text(p, request->command);
+	put_name(p, request->sender);
+	put_name(p, request->server_name);
+	put_text(p, CommandModeName(request->mode));
+	put_text(p, CommandStateName(state));
+	put_pointer(p, request->payload);
+	put_pointer(p, request->body);
+	put_text(p, request->content_type);
+	put_pointer(p, request->properties);
+	if (request->priority >= 0)
+		put(p, Int32GetDatum(request->priority));
+	else
+		put_null(p);
+	put(p, IntervalPGetDatum(IntervalFromMs(request->ttl_ms)));
+	put(p, IntervalPGetDatum(IntervalFromMs(request->reply_within_ms)));
+	put_time(p, request->queued_at);
+	put_time(p, request->expires_at);
+	put_time(p, answer_by);
+	put_text(p, request->idempotency_key);
+}
+
 bool
 CatalogInsertCommand(const CommandRequest *request, CommandState state, TimestampTz answer_by)
 {
-	static CatalogQuery plain = {
-		.sql = INSERT_COMMAND,.nargs = 18,.argtypes = {INSERT_COMMAND_TYPES}
-	};
-	static CatalogQuery idempotent = {
-		.sql = INSERT_COMMAND " ON CONFLICT (sender, server, device, idempotency_key)"
+	static CatalogQuery query = {
+		.sql = INSERT_COMMAND_ROW " ON CONFLICT (sender, server, device, idempotency_key)"
 		" WHERE idempotency_key IS NOT NULL DO NOTHING",
 		.nargs = 18,.argtypes = {INSERT_COMMAND_TYPES}
 	};
 	Parameters	p = {0};
 	bool		done = false;
 
-	put(&p, UUIDPGetDatum(&request->id));
-	put_text(&p, request->device);
-	put_text(&p, request->command);
-	put_name(&p, request->sender);
-	put_name(&p, request->server_name);
-	put_text(&p, CommandModeName(request->mode));
-	put_text(&p, CommandStateName(state));
-	put_pointer(&p, request->payload);
-	put_pointer(&p, request->body);
-	put_text(&p, request->content_type);
-	put_pointer(&p, request->properties);
-	if (request->priority >= 0)
-		put(&p, Int32GetDatum(request->priority));
-	else
-		put_null(&p);
-	put(&p, IntervalPGetDatum(IntervalFromMs(request->ttl_ms)));
-	put(&p, IntervalPGetDatum(IntervalFromMs(request->reply_within_ms)));
-	put_time(&p, request->queued_at);
-	put_time(&p, request->expires_at);
-	put_time(&p, answer_by);
-	put_text(&p, request->idempotency_key);
+	if (request->idempotency_key == NULL)
+	{
+		NewCommand	command = {request, state, answer_by};
 
+		CatalogInsertCommands(&command, 1);
+		return true;
+	}
+	put_command(&p, request, state, answer_by);
 	CatalogInsertingCommand = true;
 	PG_TRY();
 	{
-		done = CatalogExecute(request->idempotency_key ? &idempotent : &plain,
-							  p.values, p.nulls, 0) == 1;
+		done = CatalogExecute(&query, p.values, p.nulls, 0) == 1;
 	}
 	PG_FINALLY();
 	{
@@ -287,6 +408,34 @@ CatalogInsertCommand(const CommandRequest *request, CommandState state, Timestam
 	}
 	PG_END_TRY();
 	return done;
+}
+
+void
+CatalogInsertCommands(const NewCommand *commands, int n)
+{
+	static CatalogQuery one = {
+		.sql = INSERT_COMMAND_ROW,.nargs = 18,.argtypes = {INSERT_COMMAND_TYPES}
+	};
+	static CatalogQuery many = {
+		.sql = INSERT_COMMAND " SELECT pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3),"
+		" pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6), pg_catalog.unnest($7), pg_catalog.unnest($8),"
+		" pg_catalog.unnest($9), pg_catalog.unnest($10), pg_catalog.unnest($11), pg_catalog.unnest($12), pg_catalog.unnest($13),"
+		" pg_catalog.unnest($14), pg_catalog.unnest($15), pg_catalog.unnest($16), pg_catalog.unnest($17), pg_catalog.unnest($18)"
+	};
+	Parameters *rows = palloc0(sizeof(Parameters) * n);
+
+	for (int i = 0; i < n; i++)
+		put_command(&rows[i], commands[i].request, commands[i].state, commands[i].answer_by);
+	CatalogInsertingCommand = true;
+	PG_TRY();
+	{
+		execute_rows(&one, &many, rows, n, false);
+	}
+	PG_FINALLY();
+	{
+		CatalogInsertingCommand = false;
+	}
+	PG_END_TRY();
 }
 
 bool
@@ -326,9 +475,11 @@ CatalogFindIdempotent(const CommandRequest *request, pg_uuid_t *id, bool *same)
 	return true;
 }
 
+#define INSERT_ORIGIN \
+	"INSERT INTO hybridiot.command_origin (command_id, system_id, timeline, database, instance, epoch, server, sender)"
+
 static CatalogQuery insert_origin = {
-	.sql = "INSERT INTO hybridiot.command_origin (command_id, system_id, timeline, database, instance, epoch, server, sender)"
-	" VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+	.sql = INSERT_ORIGIN " VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
 	.nargs = IDENTITY_ARGS + 4,.argtypes = {UUIDOID, IDENTITY_TYPES, INT8OID, OIDOID, NAMEOID}
 };
 
@@ -337,19 +488,29 @@ static CatalogQuery insert_origin = {
 	"((o.system_id, o.timeline, o.database) IS DISTINCT FROM ($1, $2, $3) OR coalesce(o.instance <> $4, false))"
 
 void
-CatalogInsertOrigin(const pg_uuid_t *id, Oid server, const char *sender, int64 epoch)
+CatalogInsertOrigins(const NewCommand *commands, int n, int64 epoch)
 {
-	Parameters	p = {0};
+	static CatalogQuery many = {
+		.sql = INSERT_ORIGIN " SELECT pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3),"
+		" pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6), pg_catalog.unnest($7), pg_catalog.unnest($8)"
+	};
+	Parameters *rows = palloc0(sizeof(Parameters) * n);
 
-	put(&p, UUIDPGetDatum(id));
-	put_identity(&p);
-	if (epoch != 0)
-		put(&p, Int64GetDatum(epoch));
-	else
-		put_null(&p);
-	put(&p, ObjectIdGetDatum(server));
-	put_name(&p, sender);
-	CatalogExecute(&insert_origin, p.values, p.nulls, 0);
+	for (int i = 0; i < n; i++)
+	{
+		const CommandRequest *request = commands[i].request;
+		Parameters *p = &rows[i];
+
+		put(p, UUIDPGetDatum(&request->id));
+		put_identity(p);
+		if (commands[i].state != COMMAND_QUEUED)
+			put(p, Int64GetDatum(epoch));
+		else
+			put_null(p);
+		put(p, ObjectIdGetDatum(request->server));
+		put_name(p, request->sender);
+	}
+	execute_rows(&insert_origin, &many, rows, n, false);
 }
 
 void
@@ -450,59 +611,104 @@ CatalogReadCommand(const pg_uuid_t *id, MemoryContext context)
 
 /* What the journal's columns have no place for; JSON goes without saying. */
 static void
-insert_reply(const pg_uuid_t *id, const CommandResult *result)
+insert_replies(const CommandUpdate *updates, int n)
 {
-	static CatalogQuery query = {
+	static CatalogQuery one = {
 		.sql = "INSERT INTO hybridiot.command_reply (command_id, content_type) VALUES ($1, $2) ON CONFLICT DO NOTHING",
 		.nargs = 2,.argtypes = {UUIDOID, TEXTOID}
 	};
-	Parameters	p = {0};
+	static CatalogQuery many = {
+		.sql = "INSERT INTO hybridiot.command_reply (command_id, content_type)"
+		" SELECT pg_catalog.unnest($1), pg_catalog.unnest($2) ON CONFLICT DO NOTHING"
+	};
+	Parameters *rows = palloc0(sizeof(Parameters) * n);
+	int			nrows = 0;
 
-	if (result->content_type == NULL ||
-		(result->payload && strcmp(result->content_type, "application/json") == 0))
-		return;
-	put(&p, UUIDPGetDatum(id));
-	put_text(&p, result->content_type);
-	CatalogExecute(&query, p.values, p.nulls, 0);
+	for (int i = 0; i < n; i++)
+	{
+		const CommandResult *result = updates[i].result;
+
+		if (result->replied_at == 0 || result->content_type == NULL ||
+			(result->payload && strcmp(result->content_type, "application/json") == 0))
+			continue;
+		put(&rows[nrows], UUIDPGetDatum(&updates[i].id));
+		put_text(&rows[nrows++], result->content_type);
+	}
+	execute_rows(&one, &many, rows, nrows, false);
+	pfree(rows);
 }
 
-void
-CatalogUpdateCommand(const CommandUpdate *update)
+static void
+put_update(Parameters *p, const CommandUpdate *update)
 {
-	static CatalogQuery query = {
-		.sql = "UPDATE hybridiot.command SET state = $2, accepted_by = coalesce($3, accepted_by),"
-		" sent_at = CASE WHEN $13 THEN NULL ELSE coalesce($4, sent_at) END,"
-		" accepted_at = coalesce($5, accepted_at), replied_at = coalesce($6, replied_at),"
-		" status = coalesce($7, status), result = coalesce($8, result), result_body = coalesce($9, result_body),"
-		" condition = coalesce($10, condition), description = coalesce($11, description),"
-		" answer_by = CASE WHEN $13 THEN NULL ELSE coalesce($12, answer_by) END"
-		" WHERE id = $1",
+	const CommandResult *result = update->result;
+
+	put(p, UUIDPGetDatum(&update->id));
+	put_text(p, CommandStateName(result->state));
+	put_text(p, AcceptedByName(result->accepted_by));
+	put_time(p, result->sent_at);
+	put_time(p, result->accepted_at);
+	put_time(p, result->replied_at);
+	if (result->has_status)
+		put(p, Int32GetDatum(result->status));
+	else
+		put_null(p);
+	put_pointer(p, result->payload);
+	put_pointer(p, result->body);
+	put_text(p, result->condition);
+	put_text(p, result->description);
+	put_time(p, update->answer_by);
+	put(p, BoolGetDatum(update->clear_sent));
+}
+
+/* A row's place is looked up by its key first, so that no plan, whenever it was made, can go through the table. */
+#define BY_PLACE(rows) \
+	" FROM (SELECT v.*, p.ctid AS place FROM (SELECT " rows " OFFSET 0) v," \
+	" LATERAL (SELECT o.ctid FROM hybridiot.command o WHERE o.id = v.id OFFSET 0) p OFFSET 0) u WHERE c.ctid = u.place"
+
+#define UPDATE_COMMAND \
+	"UPDATE hybridiot.command c SET state = u.state, accepted_by = coalesce(u.accepted_by, c.accepted_by)," \
+	" sent_at = CASE WHEN u.clear THEN NULL ELSE coalesce(u.sent_at, c.sent_at) END," \
+	" accepted_at = coalesce(u.accepted_at, c.accepted_at), replied_at = coalesce(u.replied_at, c.replied_at)," \
+	" status = coalesce(u.status, c.status), result = coalesce(u.result, c.result)," \
+	" result_body = coalesce(u.result_body, c.result_body), condition = coalesce(u.condition, c.condition)," \
+	" description = coalesce(u.description, c.description)," \
+	" answer_by = CASE WHEN u.clear THEN NULL ELSE coalesce(u.answer_by, c.answer_by) END"
+
+void
+CatalogUpdateCommands(const CommandUpdate *updates, int n)
+{
+	static CatalogQuery one = {
+		.sql = UPDATE_COMMAND " FROM (SELECT $2 AS state, $3 AS accepted_by, $4 AS sent_at, $5 AS accepted_at,"
+		" $6 AS replied_at, $7 AS status, $8 AS result, $9 AS result_body, $10 AS condition, $11 AS description,"
+		" $12 AS answer_by, $13 AS clear) u WHERE c.id = $1",
 		.nargs = 13,
 		.argtypes = {UUIDOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID,
 		INT4OID, JSONBOID, BYTEAOID, TEXTOID, TEXTOID, TIMESTAMPTZOID, BOOLOID}
 	};
-	const CommandResult *result = update->result;
-	Parameters	p = {0};
+	static CatalogQuery many = {
+		.sql = UPDATE_COMMAND BY_PLACE("pg_catalog.unnest($1) AS id, pg_catalog.unnest($2) AS state,"
+									   " pg_catalog.unnest($3) AS accepted_by, pg_catalog.unnest($4) AS sent_at,"
+									   " pg_catalog.unnest($5) AS accepted_at, pg_catalog.unnest($6) AS replied_at,"
+									   " pg_catalog.unnest($7) AS status, pg_catalog.unnest($8) AS result,"
+									   " pg_catalog.unnest($9) AS result_body, pg_catalog.unnest($10) AS condition,"
+									   " pg_catalog.unnest($11) AS description, pg_catalog.unnest($12) AS answer_by,"
+									   " pg_catalog.unnest($13) AS clear")
+	};
 
-	put(&p, UUIDPGetDatum(&update->id));
-	put_text(&p, CommandStateName(result->state));
-	put_text(&p, AcceptedByName(result->accepted_by));
-	put_time(&p, result->sent_at);
-	put_time(&p, result->accepted_at);
-	put_time(&p, result->replied_at);
-	if (result->has_status)
-		put(&p, Int32GetDatum(result->status));
-	else
-		put_null(&p);
-	put_pointer(&p, result->payload);
-	put_pointer(&p, result->body);
-	put_text(&p, result->condition);
-	put_text(&p, result->description);
-	put_time(&p, update->answer_by);
-	put(&p, BoolGetDatum(update->clear_sent));
-	CatalogExecute(&query, p.values, p.nulls, 0);
-	if (result->replied_at != 0)
-		insert_reply(&update->id, result);
+	/* Rows of parameters take memory of their own: not of all at once. */
+	for (int i = 0; i < n; i += ROWS_AT_ONCE)
+	{
+		int			count = Min(n - i, ROWS_AT_ONCE);
+		Parameters *rows = palloc0(sizeof(Parameters) * count);
+
+		for (int j = 0; j < count; j++)
+			put_update(&rows[j], &updates[i + j]);
+		/* One that somebody else changed meanwhile is not found at its place, and is looked for again. */
+		execute_rows(&one, &many, rows, count, true);
+		pfree(rows);
+		insert_replies(&updates[i], count);
+	}
 }
 
 static Datum
@@ -721,14 +927,17 @@ CatalogClaimCommand(const pg_uuid_t *id, int64 epoch, TimestampTz answer_by, Mem
 }
 
 void
-CatalogUnclaim(const pg_uuid_t *id)
+CatalogUnclaim(const pg_uuid_t *ids, int n)
 {
 	static CatalogQuery query = {
-		.sql = "UPDATE hybridiot.command_origin SET epoch = NULL WHERE command_id = $1",
-		.nargs = 1,.argtypes = {UUIDOID}
+		.sql = "UPDATE hybridiot.command_origin SET epoch = NULL WHERE command_id = ANY ($1)",
+		.nargs = 1,.argtypes = {UUIDARRAYOID}
 	};
-	Datum		values[] = {UUIDPGetDatum(id)};
+	Datum		values[1];
 
+	if (n == 0)
+		return;
+	values[0] = uuid_array(ids, n);
 	CatalogExecute(&query, values, NULL, 0);
 }
 

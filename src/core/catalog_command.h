@@ -48,6 +48,8 @@ typedef enum AcceptedBy
 extern const char *CommandStateName(CommandState state);
 extern const char *CommandModeName(CommandMode mode);
 extern const char *AcceptedByName(AcceptedBy by);	/* NULL for nobody */
+/* ereport 23514 if one of them, each of which may be NULL, is none of the above. */
+extern void CommandCheckWords(const char *mode, const char *state, const char *accepted_by);
 /* Does the state stay unless late evidence comes? */
 extern bool CommandIsSettled(CommandState state, bool one_way);
 /* May the device have acted, and nobody knows? */
@@ -74,6 +76,14 @@ typedef struct CommandRequest
 	TimestampTz expires_at;
 	const char *idempotency_key;	/* NULL: none */
 } CommandRequest;
+
+/* A command that enters the journal. */
+typedef struct NewCommand
+{
+	const CommandRequest *request;
+	CommandState state;
+	TimestampTz answer_by;		/* 0: not known yet */
+} NewCommand;
 
 /* What became of a command; zero, NULL and nobody where nothing is known. */
 typedef struct CommandResult
@@ -174,13 +184,15 @@ typedef struct CommandEvent
  */
 extern bool CatalogInsertCommand(const CommandRequest *request, CommandState state,
 								 TimestampTz answer_by);
+/* Insert many, none of which has an idempotency key. */
+extern void CatalogInsertCommands(const NewCommand *commands, int n);
 /*
  * The id that holds the request's idempotency key; false if there is none (any more).
  * *same: it was asked for with the same arguments.
  */
 extern bool CatalogFindIdempotent(const CommandRequest *request, pg_uuid_t *id, bool *same);
-/* Note where a command that is not final comes from, and whose queue it is in. epoch 0: not claimed. */
-extern void CatalogInsertOrigin(const pg_uuid_t *id, Oid server, const char *sender, int64 epoch);
+/* Note where commands that are not final come from, and whose queue they are in. Those that are not queued are claimed by epoch. */
+extern void CatalogInsertOrigins(const NewCommand *commands, int n, int64 epoch);
 /* A row restored from a dump: it comes from nowhere we know. */
 extern void CatalogInsertForeignOrigin(const pg_uuid_t *id);
 extern void CatalogDeleteOrigins(const pg_uuid_t *ids, int n);
@@ -192,7 +204,7 @@ extern CommandRow *CatalogReadCommand(const pg_uuid_t *id, MemoryContext context
  * twice are one. *state: as it is, and stays. False: there is no such command.
  */
 extern bool CatalogResolveCommand(const CommandResolution *resolution, CommandState *state);
-extern void CatalogUpdateCommand(const CommandUpdate *update);
+extern void CatalogUpdateCommands(const CommandUpdate *updates, int n);
 /*
  * Lock the rows of these commands, but for those that another session has locked: their ids are put into held, which has
  * room for n. Returns how many. Waits for no row, but for the table.
@@ -218,8 +230,8 @@ extern int	CatalogNewSenders(const char **known, int nknown, char ***names, Memo
  */
 extern CommandRequest *CatalogClaimCommand(const pg_uuid_t *id, int64 epoch,
 										   TimestampTz answer_by, MemoryContext context);
-/* Give a claim back. */
-extern void CatalogUnclaim(const pg_uuid_t *id);
+/* Give claims back. */
+extern void CatalogUnclaim(const pg_uuid_t *ids, int n);
 
 extern int64 CatalogNextEpoch(void);
 /*

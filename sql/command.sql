@@ -206,6 +206,8 @@ RESET ROLE;
 INSERT INTO hybridiot.command (id, device, command, sender, server, mode, state, queued_at, expires_at)
 	SELECT ('00000000-0000-4000-8000-00000000000' || i)::uuid, 'old', 'old', 'somebody', 'gateway', 'direct', s, now(), now()
 	FROM unnest(ARRAY['queued', 'sending', 'sent', 'accepted', 'succeeded', 'timed_out']) WITH ORDINALITY AS s (s, i);
+INSERT INTO hybridiot.command (id, device, command, sender, server, mode, state, queued_at, expires_at)
+	VALUES (gen_random_uuid(), 'old', 'old', 'somebody', 'gateway', 'direct', 'lost', now(), now());
 SELECT s AS was, c.state FROM unnest(ARRAY['queued', 'sending', 'sent', 'accepted', 'succeeded', 'timed_out']) WITH ORDINALITY AS s (s, i)
 	CROSS JOIN LATERAL hybridiot.wait_command(('00000000-0000-4000-8000-00000000000' || i)::uuid, '60 s') AS c;
 

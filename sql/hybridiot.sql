@@ -400,7 +400,7 @@ REVOKE ALL ON FUNCTION hybridiot.command_insert() FROM PUBLIC;
 COMMENT ON FUNCTION hybridiot.command_insert() IS 'makes INSERT into hybridiot.command do what send_command() does';
 
 -- mode, state and accepted_by are the extension's own words: its code writes them and its trigger checks what is restored.
--- A CHECK here would be read anew for every statement of the AMQP worker, which costs more than the rest of it.
+-- A CHECK here would be read anew from its text for every statement of the AMQP worker.
 CREATE TABLE hybridiot.command (
 	id pg_catalog.uuid PRIMARY KEY,
 	device pg_catalog.text NOT NULL,

@@ -3,8 +3,9 @@
  *		The AMQP worker's connections: one per server, its links, and what the peers tell.
  *
  * A connection that is lost is tried again after 100 ms to 30 s, over the list
- * of hosts. A link to one device's address is opened when a command needs it, and given up
- * when too many are open.
+ * of hosts. A link to one device's address is opened when a command needs it. When too many are open, one that is
+ * idle is given up; if there is none, those that get no credit take turns, so devices that are away do not keep
+ * the others from their commands.
  * Nothing here opens a transaction but the reload (what it reads: server.c).
  */
 #include "postgres.h"
@@ -33,6 +34,8 @@
 #define LEAVE_MS 5000
 /* How often a link is tried again for which there was no room. */
 #define LINK_RETRY_MS 100
+/* How long one that has no credit keeps its place while others want it. */
+#define LINK_TURN_MS 1000
 #define PUBLISH_MS 200
 /*
  * What is read in one turn, in pieces of 8 kB. All that came is weighed and written in the same turn, so
@@ -141,6 +144,7 @@ link_for(Connection *c, const char *device)
 	{
 		link->connection = c;
 		link->amqp = NULL;
+		link->opened_ms = 0;
 		link->retry_ms = 0;
 		link->backoff_ms = 0;
 		link->queued = 0;
@@ -151,25 +155,46 @@ link_for(Connection *c, const char *device)
 	return link;
 }
 
-/* Too many links: close one that nothing needs. False if all are needed. */
+/*
+ * Too many links: close one that nothing needs, or else the one that has waited longest for credit. False
+ * if there is none now.
+ */
 static bool
-make_room(Connection *c)
+make_room(Connection *c, int64 now)
 {
 	dlist_iter	iter;
+	Link	   *leaving = NULL;
 
 	if (c->nlinks < MAX_OPEN_LINKS)
 		return true;
+	if (now < c->full_ms)
+		return false;
 	dlist_foreach(iter, &c->links)
 	{
 		Link	   *link = dlist_container(Link, node, iter.cur);
 
-		if (link->amqp == NULL || link->queued > 0 || AmqpLinkInFlight(link->amqp) > 0)
+		/* One that the peer has not answered yet would come back as a link of the peer's own. */
+		if (link->amqp == NULL || !AmqpLinkIsOpen(link->amqp) || AmqpLinkInFlight(link->amqp) > 0)
 			continue;
-		AmqpCloseLink(c->amqp, link->amqp);
-		link_gone(link);
-		return true;
+		if (link->queued == 0)
+		{
+			leaving = link;
+			break;
+		}
+		if (now - link->opened_ms >= LINK_TURN_MS && AmqpSendable(c->amqp, link->amqp) == 0 &&
+			(leaving == NULL || link->opened_ms < leaving->opened_ms))
+			leaving = link;
 	}
-	return false;
+	if (leaving == NULL)
+	{
+		c->full_ms = now + LINK_RETRY_MS;
+		return false;
+	}
+	if (leaving->queued > 0)
+		leaving->retry_ms = now + LINK_TURN_MS;
+	AmqpCloseLink(c->amqp, leaving->amqp);
+	link_gone(leaving);
+	return true;
 }
 
 /* Open it if that makes sense now. */
@@ -178,11 +203,12 @@ open_link(Link *link, int64 now)
 {
 	Connection *c = link->connection;
 
-	if (link->amqp || !c->replies || c->leaving || link->retry_ms > now || !make_room(c))
+	if (link->amqp || !c->replies || c->leaving || link->retry_ms > now || !make_room(c, now))
 		return;
 	link->amqp = AmqpOpenSender(c->amqp, link->address[0] ? link->address : NULL,
 								c->peer == PEER_BROKER);
 	AmqpLinkSetOwner(link->amqp, link);
+	link->opened_ms = now;
 	c->nlinks++;
 }
 

@@ -100,6 +100,7 @@ struct Link
 	dlist_node	node;			/* in connection->links, least recently used first */
 	Connection *connection;
 	AmqpLink   *amqp;			/* NULL: not open */
+	int64		opened_ms;		/* monotonic */
 	int64		retry_ms;		/* monotonic: not opened again earlier */
 	int			backoff_ms;
 	dlist_head	lanes;			/* of the senders whose commands wait for it */
@@ -140,6 +141,7 @@ struct Connection
 	int64		quickest_us[2]; /* from handing over to outcome, in this period and the last; 0: none came */
 	int64		quickest_since_us;	/* monotonic: when this one began */
 	int			nlinks;			/* of them open */
+	int64		full_ms;		/* monotonic; there was no room for another, which is looked at again then */
 	int64		next_link_ms;	/* monotonic; a closed one that is needed is tried then */
 	AmqpCounters past;			/* of connections that are gone: bytes */
 	ConnectionStat stat;

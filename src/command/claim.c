@@ -64,9 +64,9 @@ answer_deadline(const Command *command, TimestampTz now)
 	int64		within = command->reply_within_ms * 1000;
 
 	if (command->nature.one_way)
-		return now + Max(command->expires_at - now, 1000000);
+		return Max(CommandExpiresAt(command, now), now + 1000000);
 	if (command->nature.mode == MODE_STORE)
-		return command->expires_at + within;
+		return CommandExpiresAt(command, now) + within;
 	return now + within;
 }
 

@@ -134,6 +134,15 @@ CommandSetTimer(Command *command)
 	command->timed = true;
 }
 
+/* Set back by less than a second, it is as it was told to the caller. */
+TimestampTz
+CommandExpiresAt(const Command *command, TimestampTz now)
+{
+	TimestampTz left = now + (command->expires_ms - ClockMonotonicMs()) * 1000;
+
+	return command->expires_at - left > USECS_PER_SEC ? left : command->expires_at;
+}
+
 void
 CommandForget(Command *command)
 {

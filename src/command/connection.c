@@ -343,6 +343,7 @@ ConnectionSend(Command *command)
 	const CommandRequest *request = command->request;
 	AmqpOutgoing message = {0};
 	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz expires_at = CommandExpiresAt(command, now);
 	StringInfoData buf;
 
 	if (!c->replies || link == NULL || link->amqp == NULL || AmqpSendable(c->amqp, link->amqp) == 0)
@@ -353,12 +354,12 @@ ConnectionSend(Command *command)
 	message.priority = request->priority;
 
 	/* Zero would mean for ever. */
-	message.ttl_ms = (uint32) Max(1, (command->expires_at - now) / 1000);
+	message.ttl_ms = (uint32) Max(1, (expires_at - now) / 1000);
 	message.to = AddressFillIn(c->command_address, "{device}", AddressEncode(command->device));
 	message.subject = utf8(request->command);
 	message.reply_to = command->nature.one_way ? NULL : c->reply_address;
 	message.creation_ms = unix_ms(request->queued_at);
-	message.expiry_ms = unix_ms(command->expires_at);
+	message.expiry_ms = unix_ms(expires_at);
 	message.properties = message_properties(request->properties, &message.nproperties);
 	RequestBody(request, &message.body, &message.body_len, &message.content_type);
 

@@ -193,6 +193,8 @@ extern void CommandForgetRequest(Command *command);
 extern void CommandForget(Command *command);
 /* Its next deadline changed. */
 extern void CommandSetTimer(Command *command);
+/* When its time to start is over, by the clock as it is now: that may have been set back since the call. */
+extern TimestampTz CommandExpiresAt(const Command *command, TimestampTz now);
 /* A settled one that was loaded for a while, if nothing of it is to be written. */
 extern void CommandForgetIfSettled(Command *command);
 /* It is cancelled; whoever asked for that is told when it is written. */

@@ -1,8 +1,9 @@
 # The clock is set forth and back by a day while all runs: waits go by the monotonic clock, windows by event time, and
-# an expired command never revives.
+# an expired command never revives, nor reaches a device.
 use strict;
 use warnings;
 use Hybridiot::Test;
+use IPC::Run;
 use PostgreSQL::Test::Utils;
 use Test::More;
 
@@ -91,5 +92,73 @@ $node->safe_psql('test', q{SELECT hybridiot.send_command('press-1', 'now', ttl =
 poll_is($node, q{SELECT string_agg(DISTINCT state, ' ') FROM hybridiot.command WHERE command <> 'now'}, 'expired', 'set back, none revives');
 is($node->safe_psql('test', "$queue 'now'"), 'now queued', 'and new ones are taken');
 poll_is($node, q{SELECT string_agg(state, ' ') FROM hybridiot.pipeline}, 'running running', 'pipelines run');
+
+# ---- with devices, whose clock is the true one
+
+my $fleet = start_fleet('router', '--devices', 'press-{1..3}', '--offline', 'press-3', '--rule', '{"device": "press-1", "behaviour": "silent"}');
+$node->safe_psql('test', "CREATE SERVER line FOREIGN DATA WRAPPER hybridiot_amqp OPTIONS (host '127.0.0.1', port '${\$fleet->port}', peer 'router')");
+poll_is($node, q{SELECT state FROM hybridiot.stat_connection WHERE server = 'line'}, 'up', 'a server with devices');
+
+# A statement in a session of its own.
+sub in_background
+{
+	my %session = (sql => shift, out => '');
+	$session{handle} = IPC::Run::start([ 'psql', '-XAtq', '-d', $node->connstr('test'), '-c', $session{sql} ], \undef, '>', \$session{out}, '2>&1');
+	return \%session;
+}
+
+my $waiting = q{SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND backend_type = 'client backend' AND pid <> pg_backend_pid()};
+
+# Sets the clock while calls wait, and has them and the worker look at it.
+sub jump
+{
+	my $offset = shift;
+	set_clock($offset);
+	$node->safe_psql('test', 'SELECT pg_reload_conf()');
+	$fleet->command({ credit => 'anonymous' });
+	is($node->safe_psql('test', q{SELECT state FROM hybridiot.call_device('press-2', 'look', server => 'line', ttl => '1 min')}), 'succeeded', "a call at $offset");
+	return;
+}
+
+my $call = in_background(q{SELECT state FROM hybridiot.call_device('press-1', 'asked', server => 'line', reply_within => '1 hour')});
+poll_is($node, "$queue 'asked'", 'asked accepted', 'a call is in flight');
+my $id = $node->safe_psql('test', q{SELECT id FROM hybridiot.command WHERE command = 'asked'});
+my $waiter = in_background("SELECT state FROM hybridiot.wait_command('$id', '1 hour')");
+poll_is($node, $waiting, 2, 'and waited for');
+
+$fleet->command({ no_credit => 'anonymous' });
+$node->safe_psql('test', "SELECT hybridiot.send_command('press-2', 'ahead', server => 'line', ttl => '1 hour', mode => '$_')") for qw(direct store);
+poll_is($node, "$queue 'ahead'", 'ahead queued, ahead queued', 'others wait for credit');
+jump($day);
+poll_is($node, "$queue 'ahead'", 'ahead expired, ahead expired', 'set forth, what was queued is over when it could leave');
+is($node->safe_psql('test', $waiting), 2, 'and nobody is told early');
+
+my $short = in_background("SELECT state FROM hybridiot.wait_command('$id', '3 s')");
+my $unanswered = in_background(q{SELECT state FROM hybridiot.call_device('press-1', 'unanswered', server => 'line', reply_within => '3 s')});
+poll_is($node, q{SELECT state IN ('accepted', 'timed_out') FROM hybridiot.command WHERE command = 'unanswered'}, 't', 'a call that nobody answers');
+$node->safe_psql('test', q{SELECT hybridiot.send_command('press-3', 'gone', server => 'line', ttl => '2 s', mode => 'store')});
+$fleet->command({ no_credit => 'anonymous' });
+$node->safe_psql('test', q{SELECT hybridiot.send_command('press-1', 'kept', server => 'line', ttl => '1 hour', mode => 'store')});
+poll_is($node, "$queue 'kept'", 'kept queued', 'and one that waits for credit');
+jump(0);
+poll_is($node, "$queue 'kept'", 'kept accepted', 'set back, what has time left is sent');
+is($node->safe_psql('test', q{SELECT answer_by < clock_timestamp() + '2 hours' FROM hybridiot.command WHERE command = 'kept'}), 't', 'and waits no day longer for its answer');
+my ($kept) = grep { $_->{subject} eq 'kept' } $fleet->ledger;
+cmp_ok($kept->{ttl}, '<=', 3_600_000, 'nor may it start later than it was to');
+cmp_ok($kept->{deadline}, '<', (time + 7200) * 1000, 'by no clock');
+poll_is($node, "$queue 'gone'", 'gone expired', 'what waits for a device lives no longer');
+poll_is($node, $waiting, 2, 'nobody is told late');
+$_->{handle}->finish for $short, $unanswered;
+is("$short->{out}$unanswered->{out}", "accepted\ntimed_out\n", 'and each the truth');
+
+$node->safe_psql('test', q{SELECT hybridiot.send_command('press-3', 'come', server => 'line', ttl => '1 hour', mode => 'store')});
+$fleet->command({ online => ['press-3'] });
+poll_is($node, "$queue 'come'", 'come succeeded', 'the device comes');
+$fleet->command({ reply => $id });
+poll_is($node, $waiting, 0, 'the answer comes after both jumps');
+$_->{handle}->finish for $call, $waiter;
+is("$call->{out}$waiter->{out}", "succeeded\nsucceeded\n", 'and is told to who waited');
+is(join(' ', sort map { $_->{subject} } $fleet->ledger), 'asked come kept look look unanswered', 'nothing that was over reached a device');
+$fleet->stop;
 
 finish();

@@ -5,7 +5,7 @@ use warnings;
 use Hybridiot::Test;
 use PostgreSQL::Test::Utils;
 use Test::More;
-use Time::HiRes qw(time);
+use Time::HiRes qw(sleep time);
 
 my $rabbit = rabbitmq();
 my $prefix = unique('pump');
@@ -24,6 +24,21 @@ sub create_server
 	result("CREATE SERVER $name FOREIGN DATA WRAPPER hybridiot_amqp OPTIONS (host '$rabbit->{host}', port '$rabbit->{port}', peer 'broker', $addresses)");
 	result("CREATE USER MAPPING FOR CURRENT_USER SERVER $name OPTIONS (user '$rabbit->{user}', password '$password')");
 	return;
+}
+
+# How many messages a queue holds.
+sub messages
+{
+	my $queue = shift;
+	return rabbitmqctl('-q', 'list_queues', 'name', 'messages') =~ /^\Q$queue\E\t(\d+)$/m ? $1 : undef;
+}
+
+sub wait_for
+{
+	my ($name, $done) = @_;
+	my $until = time + $PostgreSQL::Test::Utils::timeout_default;
+	sleep 0.05 until $done->() || time > $until;
+	return ok($done->(), $name);
 }
 
 my $reply = "reply_address '/queue/hybridiot.reply.{reply_id}'";
@@ -57,6 +72,67 @@ is(result("SELECT state FROM hybridiot.wait_command('$id', '60 s')"), 'succeeded
 is(reached($id), 1, 'once');
 is(result("SELECT state FROM hybridiot.call_device('$away', 'run')"), 'succeeded', 'the next command comes behind it');
 is(reached($short), 0, 'what had expired did not come: the broker looks at ttl');
+
+# ---------------------------------------------------------------- a queue that nobody made
+
+# With /amq/queue/ it makes none. It accepts what no queue takes, and nobody can tell until the answer is missing.
+create_server('nowhere', "command_address '/amq/queue/keep.{device}', $reply", $rabbit->{password});
+poll_is($node, q{SELECT state FROM hybridiot.stat_connection WHERE server = 'nowhere'}, 'up', 'a server for queues that are there already');
+my $dropped = result("SELECT hybridiot.send_command('$prefix-missing', 'run', server => 'nowhere', ttl => '10 s', reply_within => '1 s')");
+my $one_way = result("SELECT hybridiot.send_command('$prefix-missing', 'run', server => 'nowhere', ttl => '10 s', reply_within => '0 s')");
+poll_is($node, "SELECT string_agg(accepted_by, ' ') FROM hybridiot.command WHERE id IN ('$dropped', '$one_way')",
+	'broker broker', 'no such queue: accepted all the same');
+
+# ---------------------------------------------------------------- an administrator closes all connections
+
+# It ends our sessions and the devices'. What it had stored it still has, each once; who waits for an answer gets it.
+$fleet->command({ rule => { command => 'ask', behaviour => 'silent' } });
+my $absent = "$prefix-3";
+my @stored = split /\n/, result("SELECT hybridiot.send_command('$absent', 'run', ttl => '10 min') FROM generate_series(1, 3)");
+my $stored = join ', ', map { "'$_'" } @stored;
+my $asked = result("SELECT hybridiot.send_command('$here', 'ask', ttl => '10 min')");
+poll_is($node, "SELECT count(*) FROM hybridiot.command WHERE id IN ($stored, '$asked') AND state = 'accepted'", 4, 'three are stored, one waits for its answer');
+wait_for('the device has been asked', sub { reached($asked) });
+my $since = result(q{SELECT since FROM hybridiot.stat_connection WHERE server = 'pumps'});
+rabbitmqctl('close_all_connections', 'maintenance');
+poll_is($node, "SELECT state FROM hybridiot.stat_connection WHERE server = 'pumps' AND since > '$since'", 'up', 'its connections are closed: we come back');
+is(result("SELECT string_agg(state, ' ') FROM hybridiot.command WHERE id IN ($stored, '$asked')"), join(' ', ('accepted') x 4), 'what was accepted still is');
+is(messages("command.$absent"), 3, 'nothing was sent a second time');
+# The devices' library does not come back by itself from a session that is ended.
+$fleet->command({ offline => [$here] });
+$fleet->command({ online => [$here] });
+$fleet->command({ reply => $asked, with => { status => 200 } });
+is(result("SELECT state FROM hybridiot.wait_command('$asked', '90 s')"), 'succeeded', 'the answer comes, to the same address');
+is(result("SELECT state FROM hybridiot.call_device('$here', 'run')"), 'succeeded', 'the next command is answered there too');
+$fleet->command({ online => [$absent] });
+is(result("SELECT string_agg(w.state, ' ') FROM unnest(ARRAY[$stored]::uuid[]) i, LATERAL hybridiot.wait_command(i, '90 s') w"),
+	'succeeded succeeded succeeded', 'what was stored is answered');
+is(join(' ', map { reached($_) } $asked, @stored), '1 1 1 1', 'each has reached its device once');
+
+# ---------------------------------------------------------------- it is stopped and started
+
+# A durable queue, which an administrator made, keeps what it holds; one that it made for /queue/ goes, with all that was in it.
+rabbitmqctl('eval', qq{rabbit_amqqueue:declare({resource, <<"/">>, queue, <<"keep.$away">>}, true, false, [], none, <<"$rabbit->{user}">>).});
+my @kept = split /\n/, result("SELECT hybridiot.send_command('$away', 'run', server => 'nowhere', ttl => '10 min') FROM generate_series(1, 3)");
+my $kept = join ', ', map { "'$_'" } @kept;
+poll_is($node, "SELECT count(*) FROM hybridiot.command WHERE id IN ($kept) AND state = 'accepted'", 3, 'three are in a durable queue');
+is(result("SELECT concat_ws(' ', state, accepted_by) FROM hybridiot.wait_command('$dropped', '60 s')"), 'timed_out broker', 'what no queue took has timed out');
+is(result("SELECT state FROM hybridiot.command WHERE id = '$one_way'"), 'accepted', 'or stays accepted where no answer was asked for');
+$fleet->command({ offline => ['*'] });
+broker('rabbitmq', 'stop');
+poll_is($node, q{SELECT state FROM hybridiot.stat_connection WHERE server = 'nowhere'}, 'retrying', 'the broker was stopped');
+my $meanwhile = result("SELECT hybridiot.send_command('$away', 'run', server => 'nowhere', ttl => '10 min')");
+is(result("SELECT state FROM hybridiot.command WHERE id = '$meanwhile'"), 'queued', 'what comes now waits');
+broker('rabbitmq', 'start');
+my $keepers = Hybridiot::Fleet->start('devices', '--port', $rabbit->{port}, '--user', $rabbit->{user}, '--password', $rabbit->{password},
+	'--reply-link', 'addressed', '--address', '/amq/queue/keep.{device}', '--devices', $away);
+is(result("SELECT string_agg(w.state, ' ') FROM unnest(ARRAY[$kept, '$meanwhile']::uuid[]) i, LATERAL hybridiot.wait_command(i, '90 s') w"),
+	'succeeded succeeded succeeded succeeded', 'all are answered when it is there again');
+is(join(' ', sort map { $_->{id} } $keepers->ledger), join(' ', sort @kept, $meanwhile), 'and each has reached the device once');
+$keepers->stop;
+$fleet->command({ online => [$here, $away] });
+is(result("SELECT state FROM hybridiot.call_device('$here', 'run', ttl => '90 s')"), 'succeeded', 'the other server is back too');
+result('DROP SERVER nowhere CASCADE');
 
 # Queues that it made for these addresses are gone with it (they are not durable), and are made again.
 broker('rabbitmq', 'kill9');

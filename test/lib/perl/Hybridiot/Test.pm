@@ -24,7 +24,7 @@ use Time::HiRes qw(sleep time);
 use Hybridiot::Fleet;
 
 our @EXPORT = qw(
-	kafka another_kafka artemis rabbitmq broker
+	kafka another_kafka artemis rabbitmq rabbitmqctl broker
 	create_topic delete_topic add_partitions configure_topic replace_topic empty_topic offsets
 	produce inflate fill start_fill
 	new_node copied_node start_fleet write_secret secret
@@ -78,6 +78,9 @@ sub artemis { return _environment('artemis', 'ARTEMIS_PORT') }
 
 # rabbitmq()->{host}, {port}, {user}, {password}, {dir}; for the test that asks alone.
 sub rabbitmq { return _environment('rabbitmq', 'RABBITMQ_PORT') }
+
+# What its administrator can do: rabbitmqctl('list_queues', 'name'); returns what it printed.
+sub rabbitmqctl { return _run("$tools/rabbitmq", 'ctl', rabbitmq()->{dir}, @_) }
 
 # broker('kafka', 'stop'), 'kill9' or 'start'; on the same ports and data.
 sub broker

@@ -234,13 +234,13 @@ CatalogDeleteGroups(int32 pipeline, const int64 *ids, int n)
 /* ---- groups of closed windows ---- */
 
 bool
-CatalogKeepsGroups(int32 pipeline)
+CatalogKeepsGroups(int32 pipeline, TimestampTz over_at)
 {
 	static CatalogQuery query = {
-		.sql = "SELECT 1 FROM hybridiot.window_group WHERE pipeline = $1 AND closed AND over_at IS NOT NULL LIMIT 1",
-		.nargs = 1,.argtypes = {INT4OID}
+		.sql = "SELECT 1 FROM hybridiot.window_group WHERE pipeline = $1 AND closed AND over_at <= $2 LIMIT 1",
+		.nargs = 2,.argtypes = {INT4OID, TIMESTAMPTZOID}
 	};
-	Datum		values[] = {Int32GetDatum(pipeline)};
+	Datum		values[] = {Int32GetDatum(pipeline), TimestampTzGetDatum(over_at)};
 
 	return CatalogRun(&query, values, NULL) > 0;
 }

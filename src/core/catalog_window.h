@@ -35,8 +35,8 @@ extern WindowGroupRow *CatalogReadGroups(int32 pipeline, int64 behind, int limit
 extern void CatalogWriteGroups(int32 pipeline, const WindowGroupRow *rows, int n);
 extern void CatalogDeleteGroups(int32 pipeline, const int64 *ids, int n);
 
-/* Are groups kept for reopening? */
-extern bool CatalogKeepsGroups(int32 pipeline);
+/* Are groups kept for reopening whose windows were over at this time, or before? */
+extern bool CatalogKeepsGroups(int32 pipeline, TimestampTz over_at);
 /* Forget groups that are kept for reopening of windows that were over by then, at most limit. Returns how many. */
 extern int64 CatalogExpireGroups(int32 pipeline, TimestampTz over_at, int64 limit);
 /* Forget all groups of closed windows, whatever they are kept for. */

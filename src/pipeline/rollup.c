@@ -284,7 +284,9 @@ open_rollup(Pipeline *pipeline, bool rewrites)
 	rollup->watermark = progress.watermark;
 	rollup->closed = WindowTimePlus(progress.closed_before, rollup->plan->window.over);
 	rollup->kept_after = progress.kept_after;
-	rollup->expire_due = CatalogKeepsGroups(pipeline->def->id);
+	/* What is still to be kept is no work for a checkpoint, which would tell of silence that changes nothing. */
+	rollup->expire_due = CatalogKeepsGroups(pipeline->def->id, pipeline->def->options.keep_closed_us > 0 ?
+											progress.kept_after : DT_NOEND);
 	rollup->groups = GroupSetCreate(&rollup->plan->layout, &rollup->plan->window,
 									pipeline->def->options.emit_changes, rollup->closed);
 	check_layout(rollup, pipeline->def);

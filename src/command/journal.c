@@ -586,43 +586,55 @@ forget_temporaries(void)
 	}
 }
 
-/* Events of commands that are set aside stay; all others are written. Returns how many stay, at the front of events. */
-static int
+static bool
+stays(const CommandEvent *event)
+{
+	return event->has_id && HeldIs(&event->id);
+}
+
+/* Events of commands that are set aside stay; all others are written. */
+static void
 write_events(void)
 {
-	CommandEvent *now = palloc(sizeof(CommandEvent) * (nevents + 1));
-	int			n = 0;
+	CommandEvent *now = events;
+	int			n = nevents;
 
-	for (int i = 0; i < nevents; i++)
-		if (!events[i].has_id || !HeldIs(&events[i].id))
-			now[n++] = events[i];
+	if (look_for_held)
+	{
+		now = palloc(sizeof(CommandEvent) * (nevents + 1));
+		n = 0;
+		for (int i = 0; i < nevents; i++)
+			if (!stays(&events[i]))
+				now[n++] = events[i];
+	}
 	CatalogInsertEvents(now, n);
-	return nevents - n;
 }
 
 /* They are written, but for those that stay. */
 static void
-forget_events(int staying)
+forget_events(void)
 {
 	MemoryContext old = events_context;
 	int			n = 0;
 
-	if (staying > 0)
+	if (old == NULL)
+		return;
+	if (!look_for_held)
 	{
-		events_context = AllocSetContextCreate(TopMemoryContext, "hybridiot events", ALLOCSET_DEFAULT_SIZES);
-		for (int i = 0; i < nevents; i++)
-			if (events[i].has_id && HeldIs(&events[i].id))
-			{
-				events[n] = events[i];
-				if (events[n].cause)
-					events[n].cause = MemoryContextStrdup(events_context, events[n].cause);
-				n++;
-			}
-		MemoryContextDelete(old);
-	}
-	else if (old)
 		MemoryContextReset(old);
-	Assert(n == staying);
+		nevents = 0;
+		return;
+	}
+	events_context = AllocSetContextCreate(TopMemoryContext, "hybridiot events", ALLOCSET_DEFAULT_SIZES);
+	for (int i = 0; i < nevents; i++)
+		if (stays(&events[i]))
+		{
+			events[n] = events[i];
+			if (events[n].cause)
+				events[n].cause = MemoryContextStrdup(events_context, events[n].cause);
+			n++;
+		}
+	MemoryContextDelete(old);
 	nevents = n;
 }
 
@@ -656,7 +668,6 @@ write_changes(void)
 	CatalogScope scope;
 	dlist_iter	iter;
 	dlist_mutable_iter each;
-	int			staying;
 	bool		flush = ChangesUrgent && synchronous_commit != SYNCHRONOUS_COMMIT_OFF;
 
 	JournalBegin(&scope, "writing the journal of commands");
@@ -665,7 +676,7 @@ write_changes(void)
 	if (look_for_held)
 		HeldMark();
 	write_rows();
-	staying = write_events();
+	write_events();
 	JournalCommit(&scope, flush);
 
 	written_lsn = XactLastCommitEnd;
@@ -680,7 +691,7 @@ write_changes(void)
 		settle_held_later();
 		look_for_held = !HeldIsEmpty();
 	}
-	forget_events(staying);
+	forget_events();
 	forget_evidences();
 	dlist_foreach_modify(each, &Changes)
 		change_written(dlist_container(Command, dirty_node, each.cur));

@@ -184,6 +184,16 @@ CatalogIdArray(const int64 *ids, int n)
 }
 
 Datum
+CatalogUuidArray(const pg_uuid_t *ids, int n)
+{
+	Datum	   *elements = palloc(sizeof(Datum) * n);
+
+	for (int i = 0; i < n; i++)
+		elements[i] = UUIDPGetDatum(&ids[i]);
+	return PointerGetDatum(construct_array(elements, n, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
+}
+
+Datum
 CatalogColumn(uint64 row, int column, bool *isnull)
 {
 	Assert(row < SPI_processed);

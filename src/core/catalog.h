@@ -10,6 +10,7 @@
 #define HYBRIDIOT_CATALOG_H
 
 #include "executor/spi.h"
+#include "utils/uuid.h"
 
 #include "core/hybridiot.h"
 
@@ -60,6 +61,8 @@ extern uint64 CatalogRun(CatalogQuery *query, Datum *values, const char *nulls);
 
 /* An int8[], in the current memory context. */
 extern Datum CatalogIdArray(const int64 *ids, int n);
+/* A uuid[], likewise. */
+extern Datum CatalogUuidArray(const pg_uuid_t *ids, int n);
 
 /* Column of the current SPI_tuptable by 1-based number; by-reference results live in SPI's context. */
 extern Datum CatalogColumn(uint64 row, int column, bool *isnull);

@@ -23,6 +23,7 @@
 
 #include "core/catalog_command.h"
 #include "core/catalog_origin.h"
+#include "core/catalog_rows.h"
 #include "core/compat.h"
 #include "core/options.h"
 
@@ -107,12 +108,16 @@ is_one_of(const char *name, const char *const *names, int n)
 	return false;
 }
 
+static CommandMode
+mode_from_name(const char *name)
+{
+	return strcmp(name, "store") == 0 ? MODE_STORE : MODE_DIRECT;
+}
+
 void
 CommandCheckWords(const char *mode, const char *state, const char *accepted_by)
 {
-	static const char *const modes[] = {"direct", "store"};
-
-	if ((mode && !is_one_of(mode, modes, lengthof(modes))) ||
+	if ((mode && strcmp(mode, CommandModeName(mode_from_name(mode))) != 0) ||
 		(state && !is_one_of(state, state_names, lengthof(state_names))) ||
 		(accepted_by && !is_one_of(accepted_by, accepted_by_names, lengthof(accepted_by_names))))
 		ereport(ERROR,
@@ -124,63 +129,6 @@ CommandCheckWords(const char *mode, const char *state, const char *accepted_by)
 
 /* ---- parameters and columns ---- */
 
-/* Parameters of a statement as they are put together. */
-typedef struct Parameters
-{
-	int			n;
-	Datum		values[CATALOG_MAX_ARGS];
-	char		nulls[CATALOG_MAX_ARGS];
-} Parameters;
-
-static void
-put(Parameters *p, Datum value)
-{
-	Assert(p->n < CATALOG_MAX_ARGS);
-	p->values[p->n] = value;
-	p->nulls[p->n++] = ' ';
-}
-
-static void
-put_null(Parameters *p)
-{
-	put(p, (Datum) 0);
-	p->nulls[p->n - 1] = 'n';
-}
-
-static void
-put_text(Parameters *p, const char *text)
-{
-	if (text)
-		put(p, CStringGetTextDatum(text));
-	else
-		put_null(p);
-}
-
-static void
-put_name(Parameters *p, const char *text)
-{
-	put(p, DirectFunctionCall1(namein, CStringGetDatum(text)));
-}
-
-static void
-put_pointer(Parameters *p, const void *pointer)
-{
-	if (pointer)
-		put(p, PointerGetDatum(pointer));
-	else
-		put_null(p);
-}
-
-/* A time; 0 is null. */
-static void
-put_time(Parameters *p, TimestampTz at)
-{
-	if (at != 0)
-		put(p, TimestampTzGetDatum(at));
-	else
-		put_null(p);
-}
-
 static void
 put_identity(Parameters *p)
 {
@@ -190,96 +138,8 @@ put_identity(Parameters *p)
 	CatalogIdentity(values, nulls);
 	for (int i = 0; i < IDENTITY_ARGS; i++)
 	{
-		put(p, values[i]);
+		Put(p, values[i]);
 		p->nulls[p->n - 1] = nulls[i];
-	}
-}
-
-/* So many rows, and bytes, one statement takes as arrays. */
-#define ROWS_AT_ONCE 500
-#define ROW_BYTES_AT_ONCE (16 * 1024 * 1024)
-
-/* Elements of a column of arrays. */
-typedef struct ElementType
-{
-	int16		len;
-	bool		byval;
-	char		align;
-} ElementType;
-
-/* How many of the next rows make a statement: always one, even if it is larger. */
-static int
-rows_at_once(const ElementType *types, int ncolumns, const Parameters *rows, int n)
-{
-	Size		bytes = 0;
-	int			i;
-
-	for (i = 0; i < Min(n, ROWS_AT_ONCE); i++)
-	{
-		for (int column = 0; column < ncolumns; column++)
-			if (types[column].len == -1 && rows[i].nulls[column] == ' ')
-				bytes += VARSIZE_ANY(DatumGetPointer(rows[i].values[column]));
-		if (bytes > ROW_BYTES_AT_ONCE && i > 0)
-			break;
-	}
-	return i;
-}
-
-static Datum
-column_array(const Parameters *rows, int n, int column, Oid type, ElementType element)
-{
-	Datum	   *values = palloc(sizeof(Datum) * n);
-	bool	   *nulls = palloc(sizeof(bool) * n);
-	ArrayType  *array;
-	int			lower = 1;
-
-	for (int i = 0; i < n; i++)
-	{
-		values[i] = rows[i].values[column];
-		nulls[i] = rows[i].nulls[column] == 'n';
-	}
-	array = construct_md_array(values, nulls, 1, &n, &lower, type, element.len, element.byval, element.align);
-	pfree(values);
-	pfree(nulls);
-	return PointerGetDatum(array);
-}
-
-/*
- * Run a statement for n rows of parameters: `one' for a row alone, `many', which takes an array in the place of
- * each parameter, for more. What `many' leaves out is done again one by one if each row has to be met.
- */
-static void
-execute_rows(CatalogQuery *one, CatalogQuery *many, Parameters *rows, int n, bool each)
-{
-	ElementType types[CATALOG_MAX_ARGS];
-	int			count;
-
-	for (int column = 0; n > 1 && column < one->nargs; column++)
-	{
-		get_typlenbyvalalign(one->argtypes[column], &types[column].len, &types[column].byval, &types[column].align);
-		if (many->plan == NULL)
-			many->argtypes[column] = get_array_type(one->argtypes[column]);
-	}
-	many->nargs = one->nargs;
-	for (int i = 0; i < n; i += count)
-	{
-		Parameters	p = {0};
-
-		count = n == 1 ? 1 : rows_at_once(types, one->nargs, &rows[i], n - i);
-		if (count > 1)
-		{
-			uint64		done;
-
-			for (int column = 0; column < one->nargs; column++)
-				put(&p, column_array(&rows[i], count, column, one->argtypes[column], types[column]));
-			done = CatalogExecute(many, p.values, p.nulls, 0);
-			for (int column = 0; column < one->nargs; column++)
-				pfree(DatumGetPointer(p.values[column]));
-			if (!each || done == count)
-				continue;
-		}
-		for (int j = i; j < i + count; j++)
-			CatalogExecute(one, rows[j].values, rows[j].nulls, 0);
 	}
 }
 
@@ -335,12 +195,6 @@ state_from_name(const char *name)
 			(errcode(ERRCODE_DATA_CORRUPTED), errmsg("unknown state \"%s\" of a command", name)));
 }
 
-static CommandMode
-mode_from_name(const char *name)
-{
-	return strcmp(name, "store") == 0 ? MODE_STORE : MODE_DIRECT;
-}
-
 /* ---- a sender's side ---- */
 
 #define INSERT_COMMAND \
@@ -355,27 +209,24 @@ mode_from_name(const char *name)
 static void
 put_command(Parameters *p, const CommandRequest *request, CommandState state, TimestampTz answer_by)
 {
-	put(p, UUIDPGetDatum(&request->id));
-	put_text(p, request->device);
-	put_text(p, request->command);
-	put_name(p, request->sender);
-	put_name(p, request->server_name);
-	put_text(p, CommandModeName(request->mode));
-	put_text(p, CommandStateName(state));
-	put_pointer(p, request->payload);
-	put_pointer(p, request->body);
-	put_text(p, request->content_type);
-	put_pointer(p, request->properties);
-	if (request->priority >= 0)
-		put(p, Int32GetDatum(request->priority));
-	else
-		put_null(p);
-	put(p, IntervalPGetDatum(IntervalFromMs(request->ttl_ms)));
-	put(p, IntervalPGetDatum(IntervalFromMs(request->reply_within_ms)));
-	put_time(p, request->queued_at);
-	put_time(p, request->expires_at);
-	put_time(p, answer_by);
-	put_text(p, request->idempotency_key);
+	Put(p, UUIDPGetDatum(&request->id));
+	PutText(p, request->device);
+	PutText(p, request->command);
+	PutName(p, request->sender);
+	PutName(p, request->server_name);
+	PutText(p, CommandModeName(request->mode));
+	PutText(p, CommandStateName(state));
+	PutPointer(p, request->payload);
+	PutPointer(p, request->body);
+	PutText(p, request->content_type);
+	PutPointer(p, request->properties);
+	PutInt4(p, request->priority, request->priority >= 0);
+	Put(p, IntervalPGetDatum(IntervalFromMs(request->ttl_ms)));
+	Put(p, IntervalPGetDatum(IntervalFromMs(request->reply_within_ms)));
+	PutTime(p, request->queued_at);
+	PutTime(p, request->expires_at);
+	PutTime(p, answer_by);
+	PutText(p, request->idempotency_key);
 }
 
 bool
@@ -429,7 +280,7 @@ CatalogInsertCommands(const NewCommand *commands, int n)
 	CatalogInsertingCommand = true;
 	PG_TRY();
 	{
-		execute_rows(&one, &many, rows, n, false);
+		CatalogExecuteRows(&one, &many, rows, n, false);
 	}
 	PG_FINALLY();
 	{
@@ -452,22 +303,19 @@ CatalogFindIdempotent(const CommandRequest *request, pg_uuid_t *id, bool *same)
 	Parameters	p = {0};
 	bool		isnull;
 
-	put_name(&p, request->sender);
-	put_name(&p, request->server_name);
-	put_text(&p, request->device);
-	put_text(&p, request->idempotency_key);
-	put_text(&p, request->command);
-	put_text(&p, CommandModeName(request->mode));
-	put_pointer(&p, request->payload);
-	put_pointer(&p, request->body);
-	put_text(&p, request->content_type);
-	put_pointer(&p, request->properties);
-	if (request->priority >= 0)
-		put(&p, Int32GetDatum(request->priority));
-	else
-		put_null(&p);
-	put(&p, IntervalPGetDatum(IntervalFromMs(request->ttl_ms)));
-	put(&p, IntervalPGetDatum(IntervalFromMs(request->reply_within_ms)));
+	PutName(&p, request->sender);
+	PutName(&p, request->server_name);
+	PutText(&p, request->device);
+	PutText(&p, request->idempotency_key);
+	PutText(&p, request->command);
+	PutText(&p, CommandModeName(request->mode));
+	PutPointer(&p, request->payload);
+	PutPointer(&p, request->body);
+	PutText(&p, request->content_type);
+	PutPointer(&p, request->properties);
+	PutInt4(&p, request->priority, request->priority >= 0);
+	Put(&p, IntervalPGetDatum(IntervalFromMs(request->ttl_ms)));
+	Put(&p, IntervalPGetDatum(IntervalFromMs(request->reply_within_ms)));
 	if (CatalogExecute(&query, p.values, p.nulls, 1) != 1)
 		return false;
 	column_uuid(0, 1, id);
@@ -501,16 +349,16 @@ CatalogInsertOrigins(const NewCommand *commands, int n, int64 epoch)
 		const CommandRequest *request = commands[i].request;
 		Parameters *p = &rows[i];
 
-		put(p, UUIDPGetDatum(&request->id));
+		Put(p, UUIDPGetDatum(&request->id));
 		put_identity(p);
 		if (commands[i].state != COMMAND_QUEUED)
-			put(p, Int64GetDatum(epoch));
+			Put(p, Int64GetDatum(epoch));
 		else
-			put_null(p);
-		put(p, ObjectIdGetDatum(request->server));
-		put_name(p, request->sender);
+			PutNull(p);
+		Put(p, ObjectIdGetDatum(request->server));
+		PutName(p, request->sender);
 	}
-	execute_rows(&insert_origin, &many, rows, n, false);
+	CatalogExecuteRows(&insert_origin, &many, rows, n, false);
 }
 
 void
@@ -518,25 +366,15 @@ CatalogInsertForeignOrigin(const pg_uuid_t *id)
 {
 	Parameters	p = {0};
 
-	put(&p, UUIDPGetDatum(id));
-	put(&p, Int64GetDatum(0));
-	put(&p, Int32GetDatum(0));
-	put(&p, ObjectIdGetDatum(InvalidOid));
-	put_null(&p);
-	put_null(&p);
-	put(&p, ObjectIdGetDatum(InvalidOid));
-	put_name(&p, "");
+	Put(&p, UUIDPGetDatum(id));
+	Put(&p, Int64GetDatum(0));
+	Put(&p, Int32GetDatum(0));
+	Put(&p, ObjectIdGetDatum(InvalidOid));
+	PutNull(&p);
+	PutNull(&p);
+	Put(&p, ObjectIdGetDatum(InvalidOid));
+	PutName(&p, "");
 	CatalogExecute(&insert_origin, p.values, p.nulls, 0);
-}
-
-static Datum
-uuid_array(const pg_uuid_t *ids, int n)
-{
-	Datum	   *elements = palloc(sizeof(Datum) * n);
-
-	for (int i = 0; i < n; i++)
-		elements[i] = UUIDPGetDatum(&ids[i]);
-	return PointerGetDatum(construct_array(elements, n, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
 }
 
 void
@@ -554,7 +392,7 @@ CatalogDeleteOrigins(const pg_uuid_t *ids, int n)
 
 	if (n == 0)
 		return;
-	put(&p, n == 1 ? UUIDPGetDatum(&ids[0]) : uuid_array(ids, n));
+	Put(&p, n == 1 ? UUIDPGetDatum(&ids[0]) : CatalogUuidArray(ids, n));
 	CatalogExecute(n == 1 ? &one : &many, p.values, p.nulls, 0);
 }
 
@@ -631,10 +469,10 @@ insert_replies(const CommandUpdate *updates, int n)
 		if (result->replied_at == 0 || result->content_type == NULL ||
 			(result->payload && strcmp(result->content_type, "application/json") == 0))
 			continue;
-		put(&rows[nrows], UUIDPGetDatum(&updates[i].id));
-		put_text(&rows[nrows++], result->content_type);
+		Put(&rows[nrows], UUIDPGetDatum(&updates[i].id));
+		PutText(&rows[nrows++], result->content_type);
 	}
-	execute_rows(&one, &many, rows, nrows, false);
+	CatalogExecuteRows(&one, &many, rows, nrows, false);
 	pfree(rows);
 }
 
@@ -643,22 +481,19 @@ put_update(Parameters *p, const CommandUpdate *update)
 {
 	const CommandResult *result = update->result;
 
-	put(p, UUIDPGetDatum(&update->id));
-	put_text(p, CommandStateName(result->state));
-	put_text(p, AcceptedByName(result->accepted_by));
-	put_time(p, result->sent_at);
-	put_time(p, result->accepted_at);
-	put_time(p, result->replied_at);
-	if (result->has_status)
-		put(p, Int32GetDatum(result->status));
-	else
-		put_null(p);
-	put_pointer(p, result->payload);
-	put_pointer(p, result->body);
-	put_text(p, result->condition);
-	put_text(p, result->description);
-	put_time(p, update->answer_by);
-	put(p, BoolGetDatum(update->clear_sent));
+	Put(p, UUIDPGetDatum(&update->id));
+	PutText(p, CommandStateName(result->state));
+	PutText(p, AcceptedByName(result->accepted_by));
+	PutTime(p, result->sent_at);
+	PutTime(p, result->accepted_at);
+	PutTime(p, result->replied_at);
+	PutInt4(p, result->status, result->has_status);
+	PutPointer(p, result->payload);
+	PutPointer(p, result->body);
+	PutText(p, result->condition);
+	PutText(p, result->description);
+	PutTime(p, update->answer_by);
+	Put(p, BoolGetDatum(update->clear_sent));
 }
 
 /* A row's place is looked up by its key first, so that no plan, whenever it was made, can go through the table. */
@@ -697,18 +532,37 @@ CatalogUpdateCommands(const CommandUpdate *updates, int n)
 	};
 
 	/* Rows of parameters take memory of their own: not of all at once. */
-	for (int i = 0; i < n; i += ROWS_AT_ONCE)
+	for (int i = 0; i < n; i += CATALOG_ROWS_AT_ONCE)
 	{
-		int			count = Min(n - i, ROWS_AT_ONCE);
+		int			count = Min(n - i, CATALOG_ROWS_AT_ONCE);
 		Parameters *rows = palloc0(sizeof(Parameters) * count);
 
 		for (int j = 0; j < count; j++)
 			put_update(&rows[j], &updates[i + j]);
 		/* One that somebody else changed meanwhile is not found at its place, and is looked for again. */
-		execute_rows(&one, &many, rows, count, true);
+		CatalogExecuteRows(&one, &many, rows, count, true);
 		pfree(rows);
 		insert_replies(&updates[i], count);
 	}
+}
+
+int
+CatalogHeldCommands(const pg_uuid_t *ids, int n, pg_uuid_t *held)
+{
+	static CatalogQuery query = {
+		.sql = "WITH free AS MATERIALIZED ("
+		" SELECT id FROM hybridiot.command WHERE id = ANY($1) FOR NO KEY UPDATE SKIP LOCKED)"
+		" SELECT id FROM hybridiot.command WHERE id = ANY($1) AND id NOT IN (SELECT id FROM free)",
+		.nargs = 1,.argtypes = {UUIDARRAYOID}
+	};
+	Datum		array = CatalogUuidArray(ids, n);
+	bool		isnull;
+	int			nheld;
+
+	nheld = (int) CatalogExecute(&query, &array, NULL, 0);
+	for (int i = 0; i < nheld; i++)
+		held[i] = *DatumGetUUIDP(CatalogColumn(i, 1, &isnull));
+	return nheld;
 }
 
 static Datum
@@ -750,10 +604,10 @@ CatalogInsertEvents(const CommandEvent *events, int n)
 		if (!(no_cause[i] = events[i].cause == NULL))
 			causes[i] = CStringGetTextDatum(events[i].cause);
 	}
-	put_pointer(&p, construct_md_array(ids, no_id, 1, &n, &lower, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
-	put_pointer(&p, construct_array(times, n, TIMESTAMPTZOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-	put(&p, text_array(states, no_state, n));
-	put(&p, text_array(causes, no_cause, n));
+	PutPointer(&p, construct_md_array(ids, no_id, 1, &n, &lower, UUIDOID, UUID_LEN, false, TYPALIGN_CHAR));
+	PutPointer(&p, construct_array(times, n, TIMESTAMPTZOID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	Put(&p, text_array(states, no_state, n));
+	Put(&p, text_array(causes, no_cause, n));
 	CatalogExecute(&query, p.values, p.nulls, 0);
 }
 
@@ -835,10 +689,10 @@ CatalogReadQueue(const QueuePlace *places, int nplaces, QueuedCommand **commands
 		limits[i] = Int32GetDatum(places[i].limit);
 	}
 	put_identity(&p);
-	put(&p, name_array(senders, nplaces));
-	put_pointer(&p, construct_array(xids, nplaces, XID8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-	put_pointer(&p, construct_array(seqs, nplaces, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
-	put_pointer(&p, construct_array(limits, nplaces, INT4OID, 4, true, TYPALIGN_INT));
+	Put(&p, name_array(senders, nplaces));
+	PutPointer(&p, construct_array(xids, nplaces, XID8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	PutPointer(&p, construct_array(seqs, nplaces, INT8OID, 8, FLOAT8PASSBYVAL, TYPALIGN_DOUBLE));
+	PutPointer(&p, construct_array(limits, nplaces, INT4OID, 4, true, TYPALIGN_INT));
 	n = (int) CatalogExecute(&query, p.values, p.nulls, 0);
 	*commands = MemoryContextAllocZero(context, sizeof(QueuedCommand) * (n + 1));
 	for (int i = 0; i < n; i++)
@@ -876,10 +730,10 @@ CatalogResolveCommand(const CommandResolution *resolution, CommandState *state)
 	Parameters	p = {0};
 	bool		isnull;
 
-	put(&p, UUIDPGetDatum(&resolution->id));
-	put_text(&p, resolution->outcome);
-	put_name(&p, resolution->role);
-	put_text(&p, psprintf("resolved as %s by %s%s%s", resolution->outcome, resolution->role,
+	Put(&p, UUIDPGetDatum(&resolution->id));
+	PutText(&p, resolution->outcome);
+	PutName(&p, resolution->role);
+	PutText(&p, psprintf("resolved as %s by %s%s%s", resolution->outcome, resolution->role,
 						  resolution->note ? ": " : "", resolution->note ? resolution->note : ""));
 	if (CatalogExecute(&read, p.values, p.nulls, 1) != 1)
 		return false;
@@ -937,7 +791,7 @@ CatalogUnclaim(const pg_uuid_t *ids, int n)
 
 	if (n == 0)
 		return;
-	values[0] = uuid_array(ids, n);
+	values[0] = CatalogUuidArray(ids, n);
 	CatalogExecute(&query, values, NULL, 0);
 }
 
@@ -983,7 +837,7 @@ CatalogForgetHistory(int64 epoch, bool all)
 	int			n;
 
 	put_identity(&p);
-	put(&p, Int64GetDatum(epoch));
+	Put(&p, Int64GetDatum(epoch));
 	n = (int) CatalogExecute(&by_origin, p.values, p.nulls, 0);
 	if (all)
 		n += (int) CatalogExecute(&without_origin, NULL, NULL, 0);
@@ -1030,7 +884,7 @@ CatalogReplyId(Oid server, pg_uuid_t *id)
 	Parameters	p = {0};
 
 	put_identity(&p);
-	put(&p, ObjectIdGetDatum(server));
+	Put(&p, ObjectIdGetDatum(server));
 	CatalogExecute(&query, p.values, p.nulls, 0);
 	column_uuid(0, 1, id);
 }
@@ -1053,7 +907,7 @@ CatalogServers(const char *wrapper, Oid **servers, MemoryContext context)
 	bool		isnull;
 	int			n;
 
-	put_name(&p, wrapper);
+	PutName(&p, wrapper);
 	n = (int) CatalogExecute(&query, p.values, p.nulls, 0);
 	*servers = MemoryContextAlloc(context, sizeof(Oid) * (n + 1));
 	for (int i = 0; i < n; i++)

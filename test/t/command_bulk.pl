@@ -73,4 +73,13 @@ my $grown = largest() - $before;
 note(sprintf 'largest size of the worker: %.0f MB, %.0f MB more than before', largest(), $grown);
 cmp_ok($grown, '<', 100, 'the worker does not hold them all in memory');
 
+# ---------------------------------------------------------------- large ones
+
+# More than one statement of the journal takes: 24 MB.
+is(result(q{SELECT state, count(*) FROM hybridiot.call_devices(ARRAY(SELECT 'press-' || i FROM generate_series(1, 24) i), 'large',
+	(SELECT jsonb_build_object('x', string_agg(md5(i::text), '')) FROM generate_series(1, 31250) i), ttl => '2 min', reply_within => '2 min') GROUP BY 1}),
+	'succeeded|24', 'large ones are called at once');
+is(result(q{SELECT count(DISTINCT device), min(length(payload->>'x')), max(length(payload->>'x')) FROM hybridiot.command WHERE command = 'large'}),
+	'24|1000000|1000000', 'and each has its row');
+
 finish();
